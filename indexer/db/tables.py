@@ -1,0 +1,104 @@
+"""The SQL schema: the truth of a store. Vectors, terms and FAISS snapshots all hang off `chunks.id`.
+
+`chunks.id` is AUTOINCREMENT: it is the FAISS id and the full-text row id, and it is never used twice.
+Change the schema only together with a new file in `migrations/versions`.
+"""
+
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives AUTOINCREMENT to INTEGER only
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class CollectionRow(Base):
+    """A set of documents embedded with one model and one recipe; it refuses any other."""
+
+    __tablename__ = "collections"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    model_id: Mapped[str] = mapped_column(String(255))
+    model_fingerprint: Mapped[str] = mapped_column(String(64))
+    dim: Mapped[int] = mapped_column(Integer)
+    recipe: Mapped[dict[str, Any]] = mapped_column(JSON)  # ChunkingOptions
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    version: Mapped[int] = mapped_column(Id, default=0)  # +1 with every transaction that changes chunks
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class DocumentRow(Base):
+    """One document. `content_hash` is sha256 of its text, title and metadata; unchanged means nothing to do."""
+
+    __tablename__ = "documents"
+    __table_args__ = (UniqueConstraint("collection_id", "external_id"), {"sqlite_autoincrement": True})
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
+    external_id: Mapped[str] = mapped_column(Text)
+    uri: Mapped[str | None] = mapped_column(Text)
+    title: Mapped[str | None] = mapped_column(Text)
+    language: Mapped[str | None] = mapped_column(String(16))
+    content_hash: Mapped[str] = mapped_column(String(64))
+    chars: Mapped[int] = mapped_column(Integer)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of the file: a hint that saves parsing
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now, onupdate=now)
+
+
+class ChunkRow(Base):
+    """A passage with its vector: `dim` little-endian float16 values, L2-normalised."""
+
+    __tablename__ = "chunks"
+    __table_args__ = (
+        UniqueConstraint("document_id", "ordinal"),
+        Index("ix_chunks_collection_id_id", "collection_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    document_id: Mapped[int] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    ordinal: Mapped[int] = mapped_column(Integer)
+    start: Mapped[int] = mapped_column(Integer)
+    end: Mapped[int] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+    language: Mapped[str | None] = mapped_column(String(16))
+    text_hash: Mapped[str] = mapped_column(String(64))  # of what was embedded; equal means the vector is kept
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StateRow(Base):
+    """The RNN's state after a document, so that appending reads only the new tokens."""
+
+    __tablename__ = "states"
+    document_id: Mapped[int] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True)
+    chars: Mapped[int] = mapped_column(Integer)  # how much of the document the state has read
+    data: Mapped[bytes] = mapped_column(LargeBinary)  # compressed safetensors
+
+
+class JobRow(Base):
+    """Durable progress of an ingestion. A row whose process is gone is resumed by the next run of the same `key`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
+    key: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16), default="running")  # running | done | failed
+    done: Mapped[int] = mapped_column(Integer, default=0)
+    total: Mapped[int | None] = mapped_column(Integer)
+    owner: Mapped[str] = mapped_column(Text)  # host:pid:start time
+    report: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now, onupdate=now)

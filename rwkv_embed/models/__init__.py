@@ -1,0 +1,1 @@
+"""RWKV generations, one a file."""

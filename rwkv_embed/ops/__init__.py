@@ -1,0 +1,1 @@
+"""The recurrence, slow and obvious, and its fast forms."""
