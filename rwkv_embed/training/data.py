@@ -1,0 +1,107 @@
+"""Tokenised training texts with their targets, drawn in batches.
+
+`Texts` is flat: all tokens in one array, `offsets` to cut it, and for each text its line (whose target it
+shares) and its language. Targets are the teacher's vectors, centred and rotated:
+- the mean vector of their language and prompt is taken away (teacher vectors lie in a narrow cone), shrunk
+  to the mean of all where a language is rare;
+- rotated to principal axes, so that the first 64, 128 or 256 numbers of a vector are the best short vector.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from rwkv_embed.training.corpus import Line
+
+SHRINKAGE = 200  # a language with this many lines is halfway between its own mean and the mean of all
+LANGUAGE_TEMPERATURE = 0.5  # a language of n texts is drawn n**0.5 times as often as one of 1 text
+
+
+@dataclass(slots=True)
+class Texts:
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # (n + 1,)
+    line: NDArray[np.int32]  # (n,)
+    language: NDArray[np.int32]  # (n,)
+
+    def save(self, path: Path) -> None:
+        np.savez(path, tokens=self.tokens, offsets=self.offsets, line=self.line, language=self.language)
+
+    @classmethod
+    def load(cls, path: Path) -> "Texts":
+        with np.load(path) as file:
+            return cls(*(file[name] for name in ("tokens", "offsets", "line", "language")))
+
+
+def tokenize(lines: list[Line], tokenizer: Tokenizer, block: int = 20_000) -> Texts:
+    """Every text of every line; languages are numbered in sorted order."""
+    names = {name: i for i, name in enumerate(sorted({lang for line in lines for lang in line.texts}))}
+    tokens, lengths, owners, languages = [], [], [], []
+    for first in range(0, len(lines), block):
+        part = [
+            (first + i, lang, text)
+            for i, line in enumerate(lines[first : first + block])
+            for lang, text in line.texts.items()
+        ]
+        encoded = tokenizer.encode_batch_fast([text for _, _, text in part], add_special_tokens=False)
+        tokens += [np.array(e.ids, np.int32) for e in encoded]
+        lengths += [len(e.ids) for e in encoded]
+        owners += [i for i, _, _ in part]
+        languages += [names[lang] for _, lang, _ in part]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Texts(np.concatenate(tokens), offsets, np.array(owners, np.int32), np.array(languages, np.int32))
+
+
+def load_targets(folder: Path, lines: list[Line]) -> NDArray[np.float32]:
+    """Targets (n, 384) of the lines done so far.
+
+    The rotation is fitted once and kept in `folder/rotation.npy`: a later run must aim at the same space.
+    """
+    done = json.loads((folder / "targets.json").read_text())["done"]
+    targets = np.load(folder / "targets.npy", mmap_mode="r")[:done].astype(np.float32)
+    overall = targets.mean(0)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, line in enumerate(lines[:done]):
+        groups.setdefault((line.anchor, line.prefix), []).append(i)
+    for rows in groups.values():
+        weight = len(rows) / (len(rows) + SHRINKAGE)
+        targets[rows] -= weight * targets[rows].mean(0) + (1 - weight) * overall
+    kept = folder / "rotation.npy"
+    if not kept.exists():
+        _, axes = np.linalg.eigh(targets.T @ targets)
+        np.save(kept, np.ascontiguousarray(axes[:, ::-1]).astype(np.float32))
+    targets = targets @ np.load(kept)
+    return targets / np.linalg.norm(targets, axis=1, keepdims=True)
+
+
+class Sampler:
+    """Draws texts with replacement, languages by temperature, within a range of lengths."""
+
+    def __init__(self, texts: Texts, done: int, seed: int, shortest: int = 1, longest: int = 512) -> None:
+        lengths = np.diff(texts.offsets)
+        self.texts = texts
+        self.rows = np.flatnonzero((texts.line < done) & (lengths >= shortest) & (lengths <= longest))
+        share = np.bincount(texts.language[self.rows])[texts.language[self.rows]]
+        self.cumulative = np.cumsum(share ** (LANGUAGE_TEMPERATURE - 1.0))
+        self.random = np.random.default_rng(seed)
+
+    def draw(self, count: int) -> NDArray[np.int64]:
+        """`count` row numbers."""
+        points = self.random.random(count) * self.cumulative[-1]
+        return self.rows[np.searchsorted(self.cumulative, points)]
+
+    def batch_of_tokens(self, budget: int) -> NDArray[np.int64]:
+        """Rows whose tokens, one EOS each included, fill the budget."""
+        rows = self.draw(budget // 4)
+        sizes = np.cumsum(self.texts.offsets[rows + 1] - self.texts.offsets[rows] + 1)
+        return rows[: max(1, int(np.searchsorted(sizes, budget, side="right")))]
+
+    def pack(self, rows: NDArray[np.int64], eos: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of the rows one after another, each ended by EOS, and where each starts (+ the end)."""
+        cut = [self.texts.tokens[self.texts.offsets[i] : self.texts.offsets[i + 1]] for i in rows]
+        packed = np.concatenate([part for text in cut for part in (text, [eos])]).astype(np.int64)
+        return packed, np.concatenate([[0], np.cumsum([len(text) + 1 for text in cut])]).astype(np.int64)

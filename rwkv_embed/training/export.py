@@ -1,0 +1,39 @@
+"""Packs a trained embedder for shipping: token table in 4 bits, the rest in float16, EmbeddingRWKV's names.
+
+rwkv.emb.weight.int4   (V, C/2) uint8: columns 2j and 2j+1 in the low and high four bits, each plus 8
+rwkv.emb.weight.scale  (V, C/32) float16: one scale for 32 columns
+rwkv.*                 the official RWKV-7 tensors
+head.retr_head.*       the head; cls and sts would be copies
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from rwkv_embed.training.model import RWKV7Embedder
+
+GROUP = 32
+LEVELS = 7
+
+
+def pack_int4(table: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """(V, C) -> packed (V, C/2) and scales (V, C/32), nearest value."""
+    groups = table.reshape(len(table), -1, GROUP)
+    scale = (np.abs(groups).max(-1) / LEVELS).astype(np.float16)
+    step = np.maximum(scale.astype(np.float32), 1e-8)[..., None]
+    codes = (np.clip(np.rint(groups / step), -LEVELS, LEVELS) + 8).astype(np.uint8).reshape(len(table), -1)
+    return codes[:, 0::2] | codes[:, 1::2] << 4, scale
+
+
+def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
+    """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
+    rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
+    packed, scale = pack_int4(rows.numpy())
+    tensors = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
+    for name, values in model.state_dict().items():
+        full = name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else f"rwkv.{name}"
+        tensors[full] = values.numpy().astype(np.float16)
+    save_file(tensors, path, metadata={"format": "rwkv-embed", "version": "7"})

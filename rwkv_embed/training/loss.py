@@ -1,0 +1,32 @@
+"""What the student is asked: the teacher's vector, and the teacher's neighbours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.05
+NEIGHBOUR_WEIGHT = 0.5
+COMPANY = 512  # texts of a batch that are compared with each other
+DIMENSIONS = (64, 128, 384)  # Matryoshka: the first numbers of a vector are a vector, too
+
+
+def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tensor:
+    """Mean over `DIMENSIONS` of 2 (1 - cos) + 0.5 KL(teacher's neighbours || student's neighbours).
+
+    vectors (B, C) of the student, any length; targets (B, C) and others (M, C) of the teacher, unit length.
+    A text's neighbours are the targets of its `COMPANY` batch neighbours and the others: teacher vectors
+    are cheap company for the softmax, since nothing has to be encoded.
+    """
+    total = vectors.new_zeros(())
+    parts = zip(vectors.split(COMPANY), targets.split(COMPANY), strict=True)
+    for student, teacher in parts:
+        everyone = torch.cat([teacher, others])
+        wanted = torch.softmax(teacher @ everyone.T / TEMPERATURE, 1)
+        entropy = -(wanted * torch.log(wanted + 1e-9)).sum()  # taken off: a perfect student has loss 0
+        for dim in DIMENSIONS:
+            s, e = F.normalize(student[:, :dim], dim=1), F.normalize(everyone[:, :dim], dim=1)
+            similarity = s @ e.T
+            neighbours = -(wanted * torch.log_softmax(similarity / TEMPERATURE, 1)).sum()
+            distance = 2 * (len(s) - similarity.diagonal().sum())
+            total = total + distance + NEIGHBOUR_WEIGHT * (neighbours - entropy)
+    return total / (len(DIMENSIONS) * len(vectors))

@@ -1,0 +1,102 @@
+/* Forward and backward of the RWKV-7 recurrence over packed sequences, for training on a CPU.
+
+   Per sequence and head, with a 64x64 state S (rows i of the value, columns j of the key), from S = 0:
+       sa_i = sum_j S_ij a_j;   S_ij = S_ij w_j + sa_i b_j + v_i k_j;   y_i = sum_j S_ij r_j
+   Inputs are (tokens, H, 64) float32; `starts` holds the first token of each sequence and, last, the number
+   of tokens. The backward pass keeps the state at every CHUNK-th token and recomputes the ones between.
+   Checked against autograd in float64: tests/model/test_training.py. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#define N 64
+#define CHUNK 16
+
+static void step(float *restrict S, const float *restrict w, const float *restrict k, const float *restrict v, const float *restrict a, const float *restrict b,
+                 float *restrict sa_out) {
+  for (int i = 0; i < N; i++) {
+    float *row = S + i * N, sa = 0;
+    for (int j = 0; j < N; j++) sa += row[j] * a[j];
+    const float vi = v[i];
+    for (int j = 0; j < N; j++) row[j] = row[j] * w[j] + sa * b[j] + vi * k[j];
+    sa_out[i] = sa;
+  }
+}
+
+void wkv7_forward(int sequences, int H, const long *starts, const float *restrict r, const float *restrict w, const float *restrict k,
+                  const float *restrict v, const float *restrict a, const float *restrict b, float *y) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int s = 0; s < sequences; s++)
+    for (int h = 0; h < H; h++) {
+      float S[N * N] = {0}, sa[N];
+      for (long t = starts[s]; t < starts[s + 1]; t++) {
+        const long at = (t * H + h) * N;
+        step(S, w + at, k + at, v + at, a + at, b + at, sa);
+        for (int i = 0; i < N; i++) {
+          float sum = 0;
+          for (int j = 0; j < N; j++) sum += S[i * N + j] * r[at + j];
+          y[at + i] = sum;
+        }
+      }
+    }
+}
+
+static void step_backward(float *restrict dS, const float *restrict S, const float *restrict before, const float *restrict r, const float *restrict w,
+                          const float *restrict k, const float *restrict v, const float *restrict a, const float *restrict b, const float *restrict sa,
+                          const float *restrict dy, float *restrict dr, float *restrict dw, float *dk, float *dv, float *da, float *db) {
+  float gr[N] = {0}, gw[N] = {0}, gk[N] = {0}, ga[N] = {0}, gb[N] = {0};
+  for (int i = 0; i < N; i++) {
+    float *restrict d = dS + i * N, dvi = 0, dsa = 0;
+    const float *restrict now = S + i * N, *restrict old = before + i * N, g = dy[i], vi = v[i], sai = sa[i];
+    for (int j = 0; j < N; j++) {
+      d[j] += g * r[j];
+      dvi += d[j] * k[j];
+      dsa += d[j] * b[j];
+    }
+    for (int j = 0; j < N; j++) {
+      gr[j] += now[j] * g;
+      gw[j] += d[j] * old[j];
+      gk[j] += d[j] * vi;
+      gb[j] += d[j] * sai;
+      ga[j] += old[j] * dsa;
+      d[j] = d[j] * w[j] + dsa * a[j];
+    }
+    dv[i] = dvi;
+  }
+  memcpy(dr, gr, sizeof gr), memcpy(dw, gw, sizeof gw), memcpy(dk, gk, sizeof gk);
+  memcpy(da, ga, sizeof ga), memcpy(db, gb, sizeof gb);
+}
+
+void wkv7_backward(int sequences, int H, const long *starts, const float *restrict r, const float *restrict w, const float *restrict k,
+                   const float *restrict v, const float *restrict a, const float *restrict b, const float *restrict dy, float *restrict dr, float *restrict dw,
+                   float *dk, float *dv, float *da, float *db) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int s = 0; s < sequences; s++)
+    for (int h = 0; h < H; h++) {
+      const long begin = starts[s], length = starts[s + 1] - begin, chunks = (length + CHUNK - 1) / CHUNK;
+      float *kept = malloc(sizeof(float) * N * N * (chunks + CHUNK + 1)); /* chunk starts, then one chunk's states */
+      float *states = kept + N * N * chunks, S[N * N] = {0}, dS[N * N] = {0}, sa[CHUNK][N];
+      for (long t = 0; t < length; t++) {
+        const long at = ((begin + t) * H + h) * N;
+        if (t % CHUNK == 0) memcpy(kept + N * N * (t / CHUNK), S, sizeof S);
+        step(S, w + at, k + at, v + at, a + at, b + at, sa[0]);
+      }
+      for (long c = chunks - 1; c >= 0; c--) {
+        const long first = c * CHUNK, last = first + CHUNK < length ? first + CHUNK : length;
+        memcpy(states, kept + N * N * c, sizeof S);
+        for (long t = first; t < last; t++) {
+          const long at = ((begin + t) * H + h) * N;
+          float *next = states + N * N * (t - first + 1);
+          memcpy(next, next - N * N, sizeof S);
+          step(next, w + at, k + at, v + at, a + at, b + at, sa[t - first]);
+        }
+        for (long t = last - 1; t >= first; t--) {
+          const long at = ((begin + t) * H + h) * N;
+          const float *restrict now = states + N * N * (t - first + 1);
+          step_backward(dS, now, now - N * N, r + at, w + at, k + at, v + at, a + at, b + at, sa[t - first],
+                        dy + at, dr + at, dw + at, dk + at, dv + at, da + at, db + at);
+        }
+      }
+      free(kept);
+    }
+}
