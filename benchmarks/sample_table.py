@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from indexer.types import SearchMode, SearchOptions
+
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
-    from indexer.types import SearchMode
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -90,11 +90,9 @@ def table(questions: Iterable[Question], results: Mapping[str, list[str]]) -> st
 
 
 def search(
-    collection: "Collection", questions: Iterable[Question], mode: "SearchMode", top_k: int
+    collection: "Collection", questions: Iterable[Question], mode: SearchMode, top_k: int
 ) -> dict[str, list[str]]:
     """Ids of the first `top_k` documents by the text of the question."""
-    from indexer.types import SearchOptions
-
     options = SearchOptions(top_k=top_k, mode=mode, group_by="document")
     hits = {question.text: collection.search(question.text, options) for question in questions}
     return {text: [hit.document_id for hit in found] for text, found in hits.items()}
