@@ -1,7 +1,8 @@
 """The two training runs of the default model: the bag, then the RWKV-7 blocks on top of it.
 
-Both are bounded by minutes, not steps: the learning rate falls to zero over the time that was given, however
-much else the machine does. A checkpoint is written every few minutes and holds everything that resuming needs.
+Both are bounded by minutes, not steps: the learning rate falls to zero over the time that was given,
+however much else the machine does. A checkpoint is written every few minutes and holds everything that
+resuming needs.
 """
 
 import json
@@ -29,7 +30,7 @@ OTHERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rate` for matrices, `table_rate` for token vectors, `minutes` of wall time, tokens or texts a batch."""
+    """`rate` for matrices, `table_rate` for token vectors; a batch is counted in tokens (RWKV) or texts (bag)."""
 
     rate: float
     table_rate: float

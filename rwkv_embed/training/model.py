@@ -44,7 +44,7 @@ class Bag(nn.Module):
     def __init__(self, table: Tensor, importance: Tensor) -> None:
         """`table` (V, C): a first vector for each token; `importance` (V,) in 0..1: its first weight."""
         super().__init__()
-        V, C = table.shape
+        C = table.shape[1]
         spread = 0.3
         start = F.normalize(table, dim=1)
         start[:, -1] = (2 * importance - 1) * spread  # the last axis, of least variance, carries the weight
@@ -61,7 +61,7 @@ class Bag(nn.Module):
         self.head = Head(C)
 
     def forward(self, rows: Tensor, index: Tensor, starts: Tensor) -> Tensor:
-        """`rows` (U, C): vectors of the batch's distinct tokens; `index` (T,) into them; `starts` (B + 1,)."""
+        """`rows` (U, C): the batch's distinct tokens; `index` (T,) into them; `starts` (B + 1,)."""
         x0 = F.layer_norm(rows, rows.shape[-1:])
         x = x0 + self.bias
         weighted = (x @ self.value.T).unflatten(1, (-1, N)) * (x @ self.weight.T)[..., None]
@@ -114,7 +114,7 @@ class TimeMixing(nn.Module):
     def forward(
         self, x: Tensor, shifted: Tensor, v_first: Tensor, starts: Tensor, last: Tensor | None
     ) -> Any:
-        """(T, C) -> the output and v_first. With `last` (B,), the output is wanted at those positions only."""
+        """(T, C) -> the output and v_first. With `last`, the output is wanted at those positions only."""
         p: Any = self  # parameters were registered by name
         C, H = x.shape[1], x.shape[1] // N
         delta = shifted - x
@@ -197,7 +197,7 @@ class RWKV7Embedder(nn.Module):
         return self._read_out(self.blocks[-1], x, v_first, starts, ends)
 
     def _read_out(self, block: Any, x: Tensor, v_first: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        """The last layer: every token enters the state, but only EOS (and, for its shift, the one before) is read."""
+        """The last layer: every token enters the state, only EOS and (for its shift) the one before are read."""
         h = block.ln1(x)
         pairs = torch.cat([(ends - 1).clamp(min=0), ends])
         y, _ = block.att(h, shift(h, starts), v_first, starts, pairs)

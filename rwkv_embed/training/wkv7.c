@@ -11,9 +11,10 @@
 
 #define N 64
 #define CHUNK 16
+#define R restrict /* no two arrays overlap; without it the loops are not vectorised */
 
-static void step(float *restrict S, const float *restrict w, const float *restrict k, const float *restrict v, const float *restrict a, const float *restrict b,
-                 float *restrict sa_out) {
+static void step(float *R S, const float *R w, const float *R k, const float *R v, const float *R a, const
+                 float *R b, float *R sa_out) {
   for (int i = 0; i < N; i++) {
     float *row = S + i * N, sa = 0;
     for (int j = 0; j < N; j++) sa += row[j] * a[j];
@@ -23,8 +24,8 @@ static void step(float *restrict S, const float *restrict w, const float *restri
   }
 }
 
-void wkv7_forward(int sequences, int H, const long *starts, const float *restrict r, const float *restrict w, const float *restrict k,
-                  const float *restrict v, const float *restrict a, const float *restrict b, float *y) {
+void wkv7_forward(int sequences, int H, const long *starts, const float *R r, const float *R w, const
+                  float *R k, const float *R v, const float *R a, const float *R b, float *y) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
   for (int s = 0; s < sequences; s++)
     for (int h = 0; h < H; h++) {
@@ -41,13 +42,14 @@ void wkv7_forward(int sequences, int H, const long *starts, const float *restric
     }
 }
 
-static void step_backward(float *restrict dS, const float *restrict S, const float *restrict before, const float *restrict r, const float *restrict w,
-                          const float *restrict k, const float *restrict v, const float *restrict a, const float *restrict b, const float *restrict sa,
-                          const float *restrict dy, float *restrict dr, float *restrict dw, float *dk, float *dv, float *da, float *db) {
+static void step_backward(float *R dS, const float *R S, const float *R before, const float *R r, const
+                        float *R w, const float *R k, const float *R v, const float *R a, const float *R
+                        b, const float *R sa, const float *R dy, float *R dr, float *R dw, float *dk,
+                        float *dv, float *da, float *db) {
   float gr[N] = {0}, gw[N] = {0}, gk[N] = {0}, ga[N] = {0}, gb[N] = {0};
   for (int i = 0; i < N; i++) {
-    float *restrict d = dS + i * N, dvi = 0, dsa = 0;
-    const float *restrict now = S + i * N, *restrict old = before + i * N, g = dy[i], vi = v[i], sai = sa[i];
+    float *R d = dS + i * N, dvi = 0, dsa = 0;
+    const float *R now = S + i * N, *R old = before + i * N, g = dy[i], vi = v[i], sai = sa[i];
     for (int j = 0; j < N; j++) {
       d[j] += g * r[j];
       dvi += d[j] * k[j];
@@ -67,14 +69,15 @@ static void step_backward(float *restrict dS, const float *restrict S, const flo
   memcpy(da, ga, sizeof ga), memcpy(db, gb, sizeof gb);
 }
 
-void wkv7_backward(int sequences, int H, const long *starts, const float *restrict r, const float *restrict w, const float *restrict k,
-                   const float *restrict v, const float *restrict a, const float *restrict b, const float *restrict dy, float *restrict dr, float *restrict dw,
-                   float *dk, float *dv, float *da, float *db) {
+void wkv7_backward(int sequences, int H, const long *starts, const float *R r, const float *R w, const
+                   float *R k, const float *R v, const float *R a, const float *R b, const float *R dy,
+                   float *R dr, float *R dw, float *dk, float *dv, float *da, float *db) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
   for (int s = 0; s < sequences; s++)
     for (int h = 0; h < H; h++) {
       const long begin = starts[s], length = starts[s + 1] - begin, chunks = (length + CHUNK - 1) / CHUNK;
-      float *kept = malloc(sizeof(float) * N * N * (chunks + CHUNK + 1)); /* chunk starts, then one chunk's states */
+      /* the states at the chunks' starts, then those inside one chunk */
+      float *kept = malloc(sizeof(float) * N * N * (chunks + CHUNK + 1));
       float *states = kept + N * N * chunks, S[N * N] = {0}, dS[N * N] = {0}, sa[CHUNK][N];
       for (long t = 0; t < length; t++) {
         const long at = ((begin + t) * H + h) * N;
@@ -92,7 +95,7 @@ void wkv7_backward(int sequences, int H, const long *starts, const float *restri
         }
         for (long t = last - 1; t >= first; t--) {
           const long at = ((begin + t) * H + h) * N;
-          const float *restrict now = states + N * N * (t - first + 1);
+          const float *R now = states + N * N * (t - first + 1);
           step_backward(dS, now, now - N * N, r + at, w + at, k + at, v + at, a + at, b + at, sa[t - first],
                         dy + at, dr + at, dw + at, dk + at, dv + at, da + at, db + at);
         }

@@ -68,7 +68,7 @@ def test_a_text_does_not_depend_on_its_neighbours() -> None:
 
     def encode(batch: list[list[int]]) -> torch.Tensor:
         starts = torch.tensor([0, *np.cumsum([len(t) for t in batch])])
-        return distil.encode(model, table, torch.tensor(sum(batch, [])), starts)[2]
+        return distil.encode(model, table, torch.tensor([token for text in batch for token in text]), starts)[2]
 
     together = encode(texts)
     alone = torch.cat([encode([text]) for text in texts])
