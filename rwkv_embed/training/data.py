@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from rwkv_embed.training.corpus import Line
 
 SHRINKAGE = 200  # a language with this many lines is halfway between its own mean and the mean of all
-LANGUAGE_TEMPERATURE = 0.5  # a language of n texts is drawn n**0.5 times as often as one of 1 text
+LANGUAGE_TEMPERATURE = 0.7  # a language of n texts is drawn n**0.7 times as often as one of 1 text
 
 
 @dataclass(slots=True)

@@ -62,7 +62,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """Run one schedule; resumes from `checkpoint` when it is there and belongs to an unfinished run."""
-    dense = [p for name, p in module.named_parameters() if name != "emb"]
+    dense = [p for name, p in module.named_parameters() if name != "emb" and p.requires_grad]
     matrices, rest = [p for p in dense if p.dim() == 2], [p for p in dense if p.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.98))

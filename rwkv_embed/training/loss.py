@@ -7,7 +7,7 @@ from torch import Tensor
 TEMPERATURE = 0.05
 NEIGHBOUR_WEIGHT = 0.5
 COMPANY = 512  # texts of a batch that are compared with each other
-DIMENSIONS = (64, 128, 384)  # Matryoshka: the first numbers of a vector are a vector, too
+DIMENSIONS = (128, 384)  # Matryoshka: the first numbers of a vector are a vector, too
 
 
 def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from rwkv_embed.training.wkv7 import wkv7
 
 N = 64
 LN_X_EPS = 64e-5
+# The bag's matrices start large. The norms that follow them do not care, but Adam's steps, whose size does not
+# depend on a parameter's, then change little of what the matrices mean (1x: XQuAD 0.63 -> 0.51 in 85 steps).
+FIRM = 8.0
 
 
 class Head(nn.Module):
@@ -53,10 +56,10 @@ class Bag(nn.Module):
         axis = torch.zeros(C)
         axis[-1] = 1.0
         self.bias = nn.Parameter(axis * reach)
-        self.weight = nn.Parameter(axis.repeat(C // N, 1) / (2 * reach))
+        self.weight = nn.Parameter(axis.repeat(C // N, 1) * FIRM**2 / (2 * reach))
         mix = torch.linalg.qr(torch.randn(C, C)).Q
-        self.value = nn.Parameter(mix * (1 - axis))
-        self.output = nn.Parameter(mix.T.contiguous())
+        self.value = nn.Parameter(mix * (1 - axis) * FIRM)
+        self.output = nn.Parameter(mix.T.contiguous() * FIRM)
         self.ln_x, self.ln_out = nn.GroupNorm(C // N, C, eps=LN_X_EPS), nn.LayerNorm(C)
         self.head = Head(C)
 
