@@ -188,6 +188,8 @@ class Checkpoint:
         for _, file in files:
             self.extras |= getattr(file, "extras", {})
         where = {name: file for _, file in files for name in file.tensors}
+        if "reranker_layer_idx" in where:
+            self.extras["reranker_layer_idx"] = where["reranker_layer_idx"].get("reranker_layer_idx").tolist()
         self.layout, prefix = self._named(lambda: identify_layout(where))
         self.tensors = self._entries(where, prefix)
         self._tie_head()
@@ -196,6 +198,10 @@ class Checkpoint:
         expected = expected_shapes(self.config, shapes)
         self._refuse(problems(expected, shapes) + self._dtype_problems())
         self._shapes = {name: shape for name, (shape, _) in expected.items()}
+
+    def shape(self, name: str) -> Shape:
+        """Official shape of a tensor; a file may store it with more ones."""
+        return self._shapes[name]
 
     def get(self, name: str) -> "Tensor":
         """A tensor in its stored dtype and official shape, unpacked; raises CheckpointError on NaN or infinity."""

@@ -53,15 +53,15 @@ class Window:
     ops: ModuleType  # ops.reference or ops.chunked
 
     @cached_property
-    def mask(self) -> Tensor | None:
-        """(B, T, 1), 1 at real tokens and 0 at padding; None when nothing is padded."""
+    def padded(self) -> Tensor | None:
+        """(B, T, 1), true at padding; None when there is none."""
         if bool((self.lengths == self.size).all()):
             return None
-        return (torch.arange(self.size) < self.lengths[:, None]).float()[..., None]
+        return (torch.arange(self.size) >= self.lengths[:, None])[..., None]
 
-    def real(self, x: Tensor) -> Tensor:
-        """x (B, T, ...) with zeros at padding."""
-        return x if self.mask is None else x * self.mask
+    def real(self, x: Tensor, padding: float = 0.0) -> Tensor:
+        """x (B, T, C) with a fixed value at padding."""
+        return x if self.padded is None else x.masked_fill(self.padded, padding)
 
     def shift(self, x: Tensor, previous: Tensor) -> Tensor:
         """Token shift: x of the token before; `previous` (B, C) is that of the first."""
@@ -88,12 +88,12 @@ class Model(ABC):
         self.extras = checkpoint.extras
         self._tokenizer_choice = tokenizer
         self._emb = load_token_table(checkpoint)
-        inner = [name for name in checkpoint.tensors if not name.startswith(("emb.", "head."))]
-        weights = {name: self._load(checkpoint, name) for name in inner}
+        in_blocks = [name for name in checkpoint.tensors if name.startswith("blocks.")]
+        weights = {name: self._load(checkpoint, name) for name in in_blocks}
         self.layers = [_layer(index, weights) for index in range(self.config.n_layer)]
         for layer in self.layers:
             self.prepare(layer)
-        self._ln_out = (weights["ln_out.weight"], weights["ln_out.bias"])
+        self._ln_out = [checkpoint.get(name).float() for name in ("ln_out.weight", "ln_out.bias")]
         self._head = load_matrix(checkpoint, "head.weight", dtype) if "head.weight" in checkpoint.tensors else None
         heads = [name for name in checkpoint.tensors if name.startswith("head.") and name != "head.weight"]
         self.heads: dict[str, Tensor] = {name: checkpoint.get(name).float() for name in heads}
@@ -140,13 +140,19 @@ class Model(ABC):
         Returns the float32 logits after the last token (V,), or after each (T, V) with `full_output`, and the new
         state. Without tokens there is nothing to predict from: the logits are zeros (V,), or (0, V).
         """
+        states = None if state is None else [state]
+        if full_output:
+            rows, new_states = self.hidden([tokens], states, full_output=True, sequential=sequential)
+            return self.logits(rows[0]), new_states[0]
+        hidden, new_states = self.hidden([tokens], states, sequential=sequential)
+        return (self.logits(hidden[0]) if len(tokens) else torch.zeros(self.vocab_size)), new_states[0]
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., C); raises CheckpointError when there is no vocabulary head."""
         if self._head is None:
             raise CheckpointError(f"{self.path} is an {self.config.kind} without a vocabulary head: it has no logits; use hidden()")
-        if full_output:
-            rows, states = self.hidden([tokens], None if state is None else [state], full_output=True, sequential=sequential)
-            return self._head(rows[0]), states[0]
-        hidden, states = self.hidden([tokens], None if state is None else [state], sequential=sequential)
-        return (self._head(hidden[0]) if len(tokens) else torch.zeros(self.vocab_size)), states[0]
+        return self._head(hidden)
 
     @torch.no_grad()
     def hidden(

@@ -11,22 +11,13 @@ from torch import Tensor
 from rwkv_embed.models.base import Layer, Model, Window, group_norm
 from rwkv_embed.models.rwkv4 import gated_channel_mixing
 
-# Below float32's smallest number: a channel that keeps nothing. (-inf would make differences of sums undefined.)
-_LOG_OF_NOTHING = -104.0
-
-
 class RWKV5(Model):
     versions = ("5.0", "5.1", "5.2")
 
     def prepare(self, layer: Layer) -> None:
-        """Log decay and bonus, both as (H, N).
-
-        The logarithm is taken of the decay as float32 has it: near 1 the rounding is a visible part of a decay
-        that is applied hundreds of times, and the reference implementation applies it rounded.
-        """
+        """Decay and bonus, both as (H, N)."""
         p, heads = layer.vectors, (self.config.n_head, self.config.head_size)
-        w = torch.exp(-torch.exp(p["att.time_decay"].view(heads[0], -1)))
-        p["log_w"] = w.double().log().clamp(min=_LOG_OF_NOTHING).float().expand(heads)
+        p["w"] = torch.exp(-torch.exp(p["att.time_decay"].view(heads[0], -1))).expand(heads)
         p["u"] = bonus(p).view(heads[0], -1).expand(heads)
 
     def time_mixing(self, layer: Layer, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
@@ -38,8 +29,8 @@ class RWKV5(Model):
         r = m["att.receptance"](torch.lerp(previous, x, p["att.time_mix_r"])).view(heads)
         k = window.real(m["att.key"](torch.lerp(previous, x, p["att.time_mix_k"]))).view(heads)
         v = m["att.value"](torch.lerp(previous, x, p["att.time_mix_v"])).view(heads)
-        log_w = window.real(p["log_w"].flatten().expand(*x.shape[:2], -1)).view(heads)
-        y, wkv = window.ops.wkv6(r, k, v, log_w, p["u"], state[1])
+        w = window.real(p["w"].flatten().expand(*x.shape[:2], -1), padding=1.0).view(heads)
+        y, wkv = window.ops.wkv6(r, k, v, w, p["u"], state[1])
         y = group_norm(y.flatten(2), self.config.n_head, layer, self.config.ln_x_eps)
         if "att.gate" in m:
             y = y * F.silu(m["att.gate"](torch.lerp(previous, x, p["att.time_mix_g"])))

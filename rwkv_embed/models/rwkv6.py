@@ -35,8 +35,8 @@ class RWKV6(Model):
         k = window.real(m["att.key"](xk)).view(heads)
         v = m["att.value"](xv).view(heads)
         decay = p["att.time_decay"] + torch.tanh(xw @ p["att.time_decay_w1"]) @ p["att.time_decay_w2"]
-        log_w = window.real(-torch.exp(decay)).view(heads)
-        y, wkv = window.ops.wkv6(r, k, v, log_w, p["u"], state[1])
+        w = window.real(torch.exp(-torch.exp(decay)), padding=1.0).view(heads)
+        y, wkv = window.ops.wkv6(r, k, v, w, p["u"], state[1])
         y = group_norm(y.flatten(2), self.config.n_head, layer, self.config.ln_x_eps)
         return m["att.output"](y * F.silu(m["att.gate"](xg))), [window.last(x), wkv]
 

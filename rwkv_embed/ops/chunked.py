@@ -3,9 +3,7 @@
 RWKV-5 to 7 cut the tokens into chunks. Inside a chunk every token meets every earlier token at once; between
 chunks only the state is handed on. RWKV-4 has a state per channel, so there is no matrix product to gain.
 
-All decays are applied as exp(a difference of cumulated log decays). In wkv6 each difference is <= 0, so nothing
-overflows however fast a channel forgets. RWKV-7 bounds its decay (log w > -0.607), so a chunk of 16 tokens may
-divide by its cumulated decay: at most exp(9.7).
+RWKV-7 bounds its decay (log w > -0.607), so a chunk of 16 tokens may divide by its cumulated decay: at most exp(9.7).
 """
 
 import torch
@@ -43,32 +41,38 @@ def wkv4(
     return y, (a[rows, lengths], b[rows, lengths], p[rows, lengths])
 
 
-def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """As reference.wkv6."""
-    length = r.shape[1]
-    r, k, v, log_w = (_to_chunks(x, CHUNK) for x in (r, k, v, log_w))  # (B, H, chunks, CHUNK, N)
-    decay = log_w.cumsum(dim=-2)  # from the chunk's start through token t
-    before = decay - log_w  # from the chunk's start up to token t
+def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As reference.wkv6.
 
-    # 1. Scores of each token for every earlier token of its chunk, and for itself with the bonus u.
+    Decays between two tokens are built up as products, never as quotients or differences of logarithms: a channel
+    may forget everything at one token and nothing at the next, and both must stay exact.
+    """
+    length = r.shape[1]
+    r, k, v, w = (_to_chunks(x, padding) for x, padding in ((r, 0), (k, 0), (v, 0), (w, 1)))  # (B, H, chunks, CHUNK, N)
+
+    # 1. Scores of each token t for every earlier token s of its chunk, and for itself with the bonus u. `decay`
+    #    row t is the product of w over s < i < t; row CHUNK reaches to the chunk's end, s = -1 from its start.
     scores = r.new_zeros(*r.shape[:-1], CHUNK)
     scores.diagonal(dim1=-2, dim2=-1).copy_((r * u[:, None, None] * k).sum(-1))
-    for s in range(CHUNK - 1):
-        weight = torch.exp(before[..., s + 1 :, :] - decay[..., s : s + 1, :])
-        scores[..., s + 1 :, s] = (r[..., s + 1 :, :] * weight * k[..., s : s + 1, :]).sum(-1)
+    decay = r.new_ones(*r.shape[:-2], CHUNK + 1, r.shape[-1])
+    to_end = torch.empty_like(k)
+    for s in range(CHUNK - 1, -1, -1):
+        decay[..., s + 2 :, :] *= w[..., s + 1 : s + 2, :]
+        to_end[..., s, :] = decay[..., CHUNK, :]
+        later = slice(s + 1, CHUNK)
+        scores[..., later, s] = (r[..., later, :] * decay[..., later, :] * k[..., s : s + 1, :]).sum(-1)
+    decay[..., 1:, :] *= w[..., :1, :]
+    from_start, kept = decay[..., :CHUNK, :], decay[..., CHUNK, :]
     y = scores @ v
 
-    # 2. What each chunk adds to the state, decayed to the chunk's end.
-    end = decay[..., -1:, :]
-    added = (k * torch.exp(end - decay)).transpose(-1, -2) @ v
-
-    # 3. The state at the start of each chunk, and what every token reads from it.
-    kept = torch.exp(end).transpose(-1, -2)
+    # 2. What each chunk adds to the state, decayed to the chunk's end; then the state at the start of each chunk,
+    #    and what every token reads from it.
+    added = (k * to_end).transpose(-1, -2) @ v
     starts = []
     for chunk in range(r.shape[2]):
         starts.append(state)
-        state = kept[:, :, chunk] * state + added[:, :, chunk]
-    y = y + (r * torch.exp(before)) @ torch.stack(starts, dim=2)
+        state = kept[:, :, chunk, :, None] * state + added[:, :, chunk]
+    y = y + (r * from_start) @ torch.stack(starts, dim=2)
     return _from_chunks(y, length), state
 
 
@@ -81,7 +85,7 @@ def wkv7(
     the u of a chunk solve a unit triangular system (the WY form of the delta rule).
     """
     length = r.shape[1]
-    r, log_w, k, v, a, b = (_to_chunks(x, CHUNK) for x in (r, log_w, k, v, a, b))
+    r, log_w, k, v, a, b = (_to_chunks(x) for x in (r, log_w, k, v, a, b))
     decay = log_w.cumsum(dim=-2)
     grown = torch.exp(-decay)
     a_in, r_in = a * torch.exp(decay - log_w), r * torch.exp(decay)
@@ -113,11 +117,11 @@ def wkv7(
     return _from_chunks(y, length), state
 
 
-def _to_chunks(x: Tensor, size: int) -> Tensor:
-    """(B, T, H, N) -> (B, H, chunks, size, N), padded with zeros, which leave the state alone."""
+def _to_chunks(x: Tensor, padding: float = 0.0) -> Tensor:
+    """(B, T, H, N) -> (B, H, chunks, CHUNK, N), filled up with what leaves the state alone."""
     batch, length, heads, width = x.shape
-    padded = F.pad(x, (0, 0, 0, 0, 0, -length % size))
-    return padded.view(batch, -1, size, heads, width).permute(0, 3, 1, 2, 4).contiguous()
+    padded = F.pad(x, (0, 0, 0, 0, 0, -length % CHUNK), value=padding)
+    return padded.view(batch, -1, CHUNK, heads, width).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _from_chunks(x: Tensor, length: int) -> Tensor:

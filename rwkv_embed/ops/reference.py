@@ -1,7 +1,7 @@
 """The recurrences, one token at a time: slow, obvious, and what "correct" means for every faster form.
 
 All take and return batches, in the dtype given (float32 or float64), and change none of their arguments.
-A token that must leave the state alone (padding) has k = 0 and no decay; wkv4 is told `lengths` instead.
+A token that must leave the state alone (padding) has k = 0 and decay 1; wkv4 is told `lengths` instead.
 
     B batch   T tokens   A attention width   H heads   N head size
 
@@ -39,17 +39,17 @@ def wkv4(
     return torch.stack(outputs, dim=1), (aa, bb, pp)
 
 
-def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """RWKV-5 and 6: linear attention with a decay per key channel (constant in 5, of the token in 6).
 
-    r, k, v, log_w: (B, T, H, N), log_w <= 0; u: (H, N) bonus of the current token; state: (B, H, N, N) as
+    r, k, v, w: (B, T, H, N), w in [0, 1]; u: (H, N) bonus of the current token; state: (B, H, N, N) as
     [key, value]. Returns r . (state + u k v^T) as (B, T, H, N) and the new state.
     """
     outputs = []
     for t in range(r.shape[1]):
         kv = k[:, t, :, :, None] * v[:, t, :, None, :]
         outputs.append((r[:, t, :, None, :] @ (state + u[:, :, None] * kv)).squeeze(-2))
-        state = torch.exp(log_w[:, t])[..., None] * state + kv
+        state = w[:, t, :, :, None] * state + kv
     return torch.stack(outputs, dim=1), state
 
 

@@ -69,18 +69,18 @@ def weights(version: Version, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
             for name in "kr":
                 w[f"{ffn}time_mix_{name}"] = torch.rand(1, 1, c, generator=generator)
         if version == "4":
-            w[f"{att}time_decay"], w[f"{att}time_first"] = randn(c, scale=2.0, mean=-2.0), randn(c)
+            w[f"{att}time_decay"], w[f"{att}time_first"] = randn(c, scale=1.5, mean=-1.0), randn(c)
         elif version in ("5.0", "5.1"):
-            w[f"{att}time_decay"], w[f"{att}time_first"] = randn(h, scale=2.0, mean=-2.0), randn(h)
+            w[f"{att}time_decay"], w[f"{att}time_first"] = randn(h, scale=1.5, mean=-1.0), randn(h)
         elif version == "5.2":
-            w[f"{att}time_decay"], w[f"{att}time_faaaa"] = randn(h, n, scale=2.0, mean=-2.0), randn(h, n)
+            w[f"{att}time_decay"], w[f"{att}time_faaaa"] = randn(h, n, scale=1.5, mean=-1.0), randn(h, n)
         elif version == "6":
             for name in "xwkvrg":
                 w[f"{att}time_maa_{name}"] = torch.rand(1, 1, c, generator=generator)
             for name in "kr":
                 w[f"{ffn}time_maa_{name}"] = torch.rand(1, 1, c, generator=generator)
             w[f"{att}time_maa_w1"], w[f"{att}time_maa_w2"] = matrix(c, 5 * rank), randn(5, rank, c, scale=0.2)
-            w[f"{att}time_decay"] = randn(1, 1, c, scale=2.0, mean=-2.0)
+            w[f"{att}time_decay"] = randn(1, 1, c, scale=1.5, mean=-1.0)
             w[f"{att}time_decay_w1"], w[f"{att}time_decay_w2"] = matrix(c, rank), randn(rank, c, scale=0.3)
             w[f"{att}time_faaaa"] = randn(h, n)
         else:
