@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # Names of safetensors: bytes per value. Only F64..F16 hold weights; I8 is half of a packed matrix.
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I64": 8, "I32": 4}
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+# After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
+# (to another type) never has much more than this of its file in memory.
+_RELEASE_AFTER_BYTES = 256 << 20
 # Tensors of a .pth are outside its pickle, which only lists them: a bigger pickle is not a checkpoint's.
 _MAX_PICKLE_BYTES = 64 << 20
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -55,7 +58,11 @@ class TensorFile(Protocol):
     tensors: dict[str, TensorInfo]
 
     def get(self, name: str) -> "Tensor":
-        """The stored tensor, memory-mapped where possible."""
+        """The stored tensor, memory-mapped: its bytes are read when they are first used."""
+        ...
+
+    def release(self) -> None:
+        """Give up the mapping, and with it the pages that have been read; tensors handed out keep theirs."""
         ...
 
 
@@ -83,24 +90,28 @@ class SafetensorsFile:
         tensor: Tensor = self._handle.get_tensor(name)
         return tensor
 
+    def release(self) -> None:
+        self._handle = None
+
 
 class PthFile:
     """An official `.pth` (or `.bin`) file: the zip of torch >= 1.6, read without running any of it."""
 
     def __init__(self, path: Path) -> None:
-        self._check_zip(path)
-        content = self._load(path)
-        while (inner := next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)) is not None:
-            content = inner
         import torch
 
-        self._tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        self._check_zip(path)
+        self._path = path
+        content = self._load(path)
+        self._content: dict[str, Any] | None = content
         self.extras = {name: value for name, value in content.items() if isinstance(value, list | int | float | str)}
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         names |= {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
         size = path.stat().st_size
         self.tensors = {}
-        for name, tensor in self._tensors.items():
+        for name, tensor in content.items():
+            if not isinstance(tensor, torch.Tensor):
+                continue
             if tensor.numel() * tensor.element_size() > size:
                 raise CheckpointError(f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the whole file holds")
             self.tensors[name] = TensorInfo(names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
@@ -137,10 +148,17 @@ class PthFile:
             raise CheckpointError(f"{path} is damaged or incomplete ({detail}); download it again") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
-        return content
+        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)
+        return content if nested is None else nested
 
     def get(self, name: str) -> "Tensor":
-        return self._tensors[name]
+        if self._content is None:
+            self._content = self._load(self._path)
+        tensor: Tensor = self._content[name]
+        return tensor
+
+    def release(self) -> None:
+        self._content = None
 
 
 def _not_a_zip(path: Path) -> str:
@@ -182,7 +200,8 @@ class Checkpoint:
     def __init__(self, path: Path, files: list[tuple[Path, TensorFile]], packaging: str) -> None:
         self.path = path
         self.packaging = packaging
-        self.files = [file for file, _ in files]
+        self.files = [file for _, file in files]
+        self._mapped_bytes = 0
         self.hf_config = _read_json(path / "config.json") if path.is_dir() else {}
         self.extras: dict[str, Any] = {}
         for _, file in files:
@@ -223,7 +242,12 @@ class Checkpoint:
 
     def _stored(self, name: str) -> "Tensor":
         entry = self.tensors[name]
+        if self._mapped_bytes > _RELEASE_AFTER_BYTES:
+            self._mapped_bytes = 0
+            for file in self.files:
+                file.release()
         tensor = entry.file.get(entry.source.name)
+        self._mapped_bytes += tensor.nbytes
         if entry.source.index is not None:
             tensor = tensor[entry.source.index]
         return tensor.t() if entry.source.transpose else tensor
@@ -386,7 +410,7 @@ def write_safetensors(path: Path, tensors: Iterable[NewTensor], metadata: Mappin
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         offset += size
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded += b" " * (-(8 + len(encoded)) % 64)  # tensors begin at a multiple of 64 bytes
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -93,15 +93,15 @@ class Model(ABC):
         self.layers = [_layer(index, weights) for index in range(self.config.n_layer)]
         for layer in self.layers:
             self.prepare(layer)
-        self._ln_out = [checkpoint.get(name).float() for name in ("ln_out.weight", "ln_out.bias")]
+        self._ln_out = [checkpoint.get(name).to(torch.float32, copy=True) for name in ("ln_out.weight", "ln_out.bias")]
         self._head = load_matrix(checkpoint, "head.weight", dtype) if "head.weight" in checkpoint.tensors else None
         heads = [name for name in checkpoint.tensors if name.startswith("head.") and name != "head.weight"]
-        self.heads: dict[str, Tensor] = {name: checkpoint.get(name).float() for name in heads}
+        self.heads: dict[str, Tensor] = {name: checkpoint.get(name).to(torch.float32, copy=True) for name in heads}
 
     def _load(self, checkpoint: Checkpoint, name: str) -> "Matrix | Tensor":
         if name.endswith(("key.weight", "value.weight", "receptance.weight", "gate.weight", "output.weight")):
             return load_matrix(checkpoint, name, self.dtype)
-        return checkpoint.get(name).float()
+        return checkpoint.get(name).to(torch.float32, copy=True)
 
     @property
     def version(self) -> str:
