@@ -1,9 +1,10 @@
 """Is a 7B model usable on a small machine without a GPU? Peak memory, load time and tokens/s.
 
-Writes a random checkpoint of Eagle-7B's exact shapes (RWKV-5.2, 32 layers x 4096, 15 GB in bfloat16), then loads and
-runs it in a fresh process per precision. The weights are noise; sizes, memory and speed are those of the real file.
+Writes a random checkpoint of Eagle-7B's exact shapes (RWKV-5.2, 32 layers x 4096, 15 GB in bfloat16), then
+loads and runs it in a fresh process per precision. The weights are noise; sizes, memory and speed are those
+of the real file.
 
-    python -m benchmarks.seven_billion --folder /tmp            # needs 15 GB of disk, removes the file afterwards
+    python -m benchmarks.seven_billion --folder /tmp    # needs 15 GB of disk, removes the file afterwards
 """
 
 import argparse
@@ -50,7 +51,14 @@ def eagle_7b() -> Iterator[NewTensor]:
         block = f"blocks.{layer}."
         for name in ("ln1", "ln2", "att.ln_x"):
             yield from norm(block + name)
-        for name in ("att.time_mix_k", "att.time_mix_v", "att.time_mix_r", "att.time_mix_g", "ffn.time_mix_k", "ffn.time_mix_r"):
+        for name in (
+            "att.time_mix_k",
+            "att.time_mix_v",
+            "att.time_mix_r",
+            "att.time_mix_g",
+            "ffn.time_mix_k",
+            "ffn.time_mix_r",
+        ):
             yield tensor(block + name, 1, 1, WIDTH, offset=0.5)
         yield tensor(f"{block}att.time_decay", HEADS, WIDTH // HEADS, scale=4.0, offset=-4.0)
         yield tensor(f"{block}att.time_faaaa", HEADS, WIDTH // HEADS)
@@ -63,7 +71,9 @@ def eagle_7b() -> Iterator[NewTensor]:
 
 
 class MemoryWatch:
-    """Highest resident memory of this process, of its own and of mapped (reclaimable) pages, sampled 20 times a second."""
+    """Highest resident memory of this process, of its own and of mapped (reclaimable) pages, sampled 20
+    times a second.
+    """
 
     def __init__(self) -> None:
         self.peak = {"VmRSS": 0, "RssAnon": 0, "RssFile": 0}
@@ -121,9 +131,20 @@ def main() -> None:
         path = Path(folder) / "eagle-7b-shapes.safetensors"
         start = time.perf_counter()
         write_safetensors(path, eagle_7b())
-        print(f"wrote {path.stat().st_size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(
+            f"wrote {path.stat().st_size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s",
+            file=sys.stderr,
+        )
         for dtype in options.dtypes:
-            command = [sys.executable, "-m", "benchmarks.seven_billion", "--measure", str(path), "--dtypes", dtype]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.seven_billion",
+                "--measure",
+                str(path),
+                "--dtypes",
+                dtype,
+            ]
             command += ["--tokens", str(options.tokens), "--generated", str(options.generated)]
             subprocess.run(command, check=True, env=os.environ)
 

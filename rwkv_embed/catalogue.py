@@ -1,4 +1,4 @@
-"""What a weights file is and can be used for, and the same weights in another file: `models info` and `convert`.
+"""What a weights file is and can be used for (`describe`), and the same weights in another file (`convert`).
 
 A `.safetensors` file is described without importing torch.
 """
@@ -36,7 +36,11 @@ _LAYOUTS = {
     "fla": "flash-linear-attention (Hugging Face)",
 }
 _USES = {
-    "language-model": ["generate text", "score texts", "embed (state, last or mean pooling; better with whitening)"],
+    "language-model": [
+        "generate text",
+        "score texts",
+        "embed (state, last or mean pooling; better with whitening)",
+    ],
     "embedder": ["embed (trained head)", "provide states to its reranker"],
     "reranker": ["rerank from the states of the embedder it was trained with"],
 }
@@ -66,9 +70,9 @@ class ModelInfo:
 
 
 def describe(path: str | Path) -> ModelInfo:
-    """Generation, sizes, tokenizer and uses of a checkpoint; raises CheckpointError with all that is wrong with it.
+    """Generation, sizes, tokenizer and uses of a checkpoint.
 
-    Weights are not read, so NaN ones are not noticed here.
+    Raises CheckpointError with all that is wrong with it; weights are not read, so NaN ones are not noticed.
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
@@ -85,24 +89,39 @@ def describe(path: str | Path) -> ModelInfo:
         stored_bytes=sum(ITEM_SIZES[dtype] * count for dtype, count in dtypes.items()),
         state_bytes=4 * config.n_layer * sum(_count(shape) for shape in config.state_shapes),
         dtypes=dtypes,
-        tokenizer="none: it reads states" if config.kind == "reranker" else describe_tokenizer(config.vocab_size, Path(path)),
-        heads=sorted({name.split(".")[1] for name in checkpoint.tensors if name.startswith("head.") and "_head." in name}),
+        tokenizer=(
+            "none: it reads states"
+            if config.kind == "reranker"
+            else describe_tokenizer(config.vocab_size, Path(path))
+        ),
+        heads=sorted(
+            {
+                name.split(".")[1]
+                for name in checkpoint.tensors
+                if name.startswith("head.") and "_head." in name
+            }
+        ),
         uses=_USES[config.kind],
     )
 
 
 def convert(
-    source: str | Path, target: str | Path, dtype: ConvertDtype | None = None, progress: Progress | None = None
+    source: str | Path,
+    target: str | Path,
+    dtype: ConvertDtype | None = None,
+    progress: Progress | None = None,
 ) -> ModelInfo:
     """Write a checkpoint as one `.safetensors` file with official names; returns its description.
 
-    `dtype` None keeps every tensor as stored. int8 packs the big matrices and the token table with a scale per row
-    and stores the rest as float16; otherwise every tensor gets the type. One tensor at a time is in memory. The
-    target appears only when it is complete, and is never overwritten.
+    `dtype` None keeps every tensor as stored. int8 packs the big matrices and the token table with a scale
+    per row and stores the rest as float16; otherwise every tensor gets the type. One tensor at a time is in
+    memory. The target appears only when it is complete, and is never overwritten.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
-        raise CheckpointError(f"the converted file is {target.name!r}, expected a name ending in .safetensors")
+        raise CheckpointError(
+            f"the converted file is {target.name!r}, expected a name ending in .safetensors"
+        )
     if target.exists():
         raise CheckpointError(f"{target} exists already; remove it or choose another name")
     if dtype is not None and dtype not in _SAFETENSORS_DTYPES:
@@ -123,7 +142,11 @@ def convert(
 
         return tensor._replace(values=values)
 
-    write_safetensors(target, [reported(tensor) for tensor in planned], {"format": "pt", "converted_from": Path(source).name})
+    write_safetensors(
+        target,
+        [reported(tensor) for tensor in planned],
+        {"format": "pt", "converted_from": Path(source).name},
+    )
     return describe(target)
 
 
@@ -157,7 +180,9 @@ def _planned(checkpoint: Checkpoint, dtype: ConvertDtype | None) -> list[NewTens
     return planned
 
 
-def _new_tensors(checkpoint: Checkpoint, name: str, new_name: str, dtype: ConvertDtype | None) -> list[NewTensor]:
+def _new_tensors(
+    checkpoint: Checkpoint, name: str, new_name: str, dtype: ConvertDtype | None
+) -> list[NewTensor]:
     """One tensor as planned: plain, or packed as two when it is (or becomes) an int8 matrix."""
     entry = checkpoint.tensors[name]
     big = len(entry.shape) == 2 and name.endswith(".weight") and not name.startswith(("head.0", "head.2"))
@@ -187,7 +212,9 @@ def _cast(values: "Tensor", dtype: str) -> "Tensor":
     names = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     cast = values.to(names[dtype])
     if not torch.isfinite(torch.stack(torch.aminmax(cast))).all():
-        raise CheckpointError(f"a weight of size {values.abs().max():.0f} does not fit {dtype}; convert to bfloat16 or float32")
+        raise CheckpointError(
+            f"a weight of size {values.abs().max():.0f} does not fit {dtype}; convert to bfloat16 or float32"
+        )
     return cast
 
 

@@ -1,7 +1,7 @@
-"""Read a weights file safely: nothing is executed, everything is checked, tensors stay on disk until asked for.
+"""Read a weights file safely: nothing is executed, all is checked, tensors stay on disk until asked for.
 
 Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
-index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official tensor names (layout.py).
+index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official names (layout.py).
 
 A matrix may be stored packed: `X.int8` (rows, columns) with `X.scale` (rows, 1); X is their product.
 
@@ -78,7 +78,8 @@ class SafetensorsFile:
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 self.tensors = {
-                    name: TensorInfo(piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()
+                    name: TensorInfo(piece.get_dtype(), tuple(piece.get_shape()))
+                    for name, piece in slices.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again") from error
@@ -104,7 +105,9 @@ class PthFile:
         self._path = path
         content = self._load(path)
         self._content: dict[str, Any] | None = content
-        self.extras = {name: value for name, value in content.items() if isinstance(value, list | int | float | str)}
+        self.extras = {
+            name: value for name, value in content.items() if isinstance(value, list | int | float | str)
+        }
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         names |= {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
         size = path.stat().st_size
@@ -113,7 +116,9 @@ class PthFile:
             if not isinstance(tensor, torch.Tensor):
                 continue
             if tensor.numel() * tensor.element_size() > size:
-                raise CheckpointError(f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the whole file holds")
+                raise CheckpointError(
+                    f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the whole file holds"
+                )
             self.tensors[name] = TensorInfo(names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
     @staticmethod
@@ -125,9 +130,13 @@ class PthFile:
             raise CheckpointError(f"{path} is {_not_a_zip(path)}") from error
         pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
         if not pickles or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise CheckpointError(f"{path} is a zip archive but not a PyTorch checkpoint; give the weights file itself")
+            raise CheckpointError(
+                f"{path} is a zip archive but not a PyTorch checkpoint; give the weights file itself"
+            )
         if any(entry.file_size > _MAX_PICKLE_BYTES for entry in pickles):
-            raise CheckpointError(f"{path} has a {pickles[0].file_size} byte pickle, too large for a list of tensors; refused")
+            raise CheckpointError(
+                f"{path} has a {pickles[0].file_size} byte pickle, too large for a list of tensors; refused"
+            )
 
     @staticmethod
     def _load(path: Path) -> dict[str, Any]:
@@ -139,15 +148,17 @@ class PthFile:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path} holds Python objects besides tensors, which could run code; it was not loaded and nothing "
-                "was executed; ask for a .safetensors file, or convert it on a machine you can lose"
+                f"{path} holds Python objects besides tensors, which could run code; it was not loaded and"
+                " nothing was executed; ask for a .safetensors file, or convert it on a machine you can lose"
             ) from error
         except Exception as error:
             # torch raises a dozen types for a damaged archive; none of them is a sentence.
             detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(f"{path} is damaged or incomplete ({detail}); download it again") from error
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
+            raise CheckpointError(
+                f"{path} holds a {type(content).__name__}, expected a dictionary of tensors"
+            )
         nested = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)
         return content if nested is None else nested
 
@@ -168,11 +179,17 @@ def _not_a_zip(path: Path) -> str:
     if start.startswith(b"PK\x03\x04"):
         return f"truncated: {path.stat().st_size} bytes without the end of the archive; download it again"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
-        return "a web page saved under that name, not a checkpoint; download the file itself (the 'resolve' link, not 'blob')"
+        return (
+            "a web page saved under that name, not a checkpoint; download the file itself (the 'resolve'"
+            " link, not 'blob')"
+        )
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself"
     if start.startswith(b"\x80\x02"):
-        return "a checkpoint of torch < 1.6 (or a bare pickle), which cannot be memory-mapped; save it again with a newer torch or as .safetensors"
+        return (
+            "a checkpoint of torch < 1.6 (or a bare pickle), which cannot be memory-mapped; save it again"
+            " with a newer torch or as .safetensors"
+        )
     if not start:
         return "empty; download it again"
     return "not a PyTorch checkpoint; expected a zip archive with tensors"
@@ -223,7 +240,7 @@ class Checkpoint:
         return self._shapes[name]
 
     def get(self, name: str) -> "Tensor":
-        """A tensor in its stored dtype and official shape, unpacked; raises CheckpointError on NaN or infinity."""
+        """A tensor in its stored dtype and official shape, unpacked; CheckpointError on NaN or infinity."""
         packed = self.get_packed(name)
         if packed is not None:
             import torch
@@ -257,7 +274,9 @@ class Checkpoint:
 
         lowest, highest = torch.aminmax(tensor) if tensor.numel() else (torch.zeros(()), torch.zeros(()))
         if not (torch.isfinite(lowest) and torch.isfinite(highest)):
-            raise CheckpointError(f"{self.path}: {name} has NaN or infinite weights; the file is damaged or training diverged")
+            raise CheckpointError(
+                f"{self.path}: {name} has NaN or infinite weights; the file is damaged or training diverged"
+            )
         return tensor
 
     def _named(self, step: Callable[[], Any]) -> Any:
@@ -313,7 +332,12 @@ class Checkpoint:
 
 
 # Tried in this order in a folder; a folder with exactly one weights file may call it anything.
-_FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -325,7 +349,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise ModelNotFound(f"no file or folder {path}; give the path of a .pth or .safetensors file, or of a folder with one")
+        raise ModelNotFound(
+            f"no file or folder {path}; give the path of a .pth or .safetensors file, or of a folder with one"
+        )
     weights = _find_in_folder(path) if path.is_dir() else path
     if weights.name.endswith(".index.json"):
         shards = _shards(weights)
@@ -344,7 +370,9 @@ def _open_file(path: Path) -> TensorFile:
         return SafetensorsFile(path)
     if path.suffix in (".pth", ".bin", ".pt", ".ckpt"):
         return PthFile(path)
-    raise CheckpointError(f"{path} has suffix {path.suffix!r}; expected .pth, .safetensors or a folder of Hugging Face")
+    raise CheckpointError(
+        f"{path} has suffix {path.suffix!r}; expected .pth, .safetensors or a folder of Hugging Face"
+    )
 
 
 def _find_in_folder(folder: Path) -> Path:
@@ -355,8 +383,13 @@ def _find_in_folder(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise CheckpointError(f"{folder} has {len(found)} weights files ({', '.join(file.name for file in found)}); name one of them")
-    raise CheckpointError(f"{folder} has no weights: looked for {', '.join(_FOLDER_FILES)}, *.safetensors and *.pth")
+        raise CheckpointError(
+            f"{folder} has {len(found)} weights files ({', '.join(file.name for file in found)}); name one of"
+            " them"
+        )
+    raise CheckpointError(
+        f"{folder} has no weights: looked for {', '.join(_FOLDER_FILES)}, *.safetensors and *.pth"
+    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -369,7 +402,9 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index} points outside its folder ({outside[0]!r}); refused")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}"
+        )
     return [index.parent / name for name in names]
 
 
@@ -394,7 +429,9 @@ class NewTensor(NamedTuple):
     values: "Callable[[], Tensor]"
 
 
-def write_safetensors(path: Path, tensors: Iterable[NewTensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Iterable[NewTensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a `.safetensors` file one tensor at a time, and put it in place only when it is whole.
 
     The format (https://huggingface.co/docs/safetensors) is a length, a JSON header and the raw bytes;
@@ -407,7 +444,11 @@ def write_safetensors(path: Path, tensors: Iterable[NewTensor], metadata: Mappin
         size = ITEM_SIZES[tensor.dtype]
         for length in tensor.shape:
             size *= length
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-(8 + len(encoded)) % 64)  # tensors begin at a multiple of 64 bytes

@@ -23,9 +23,9 @@ END_OF_TEXT = 0
 class Sampling:
     """How the next token is chosen.
 
-    temperature 0 takes the likeliest token. top_k 0 and top_p 1 keep every token. The penalties lower the logits
-    of tokens already generated: presence once, frequency per occurrence. A seed makes the text repeatable.
-    Generation ends before a stop string, at one of `end_tokens`, or after max_tokens.
+    temperature 0 takes the likeliest token. top_k 0 and top_p 1 keep every token. The penalties lower the
+    logits of tokens already generated: presence once, frequency per occurrence. A seed makes the text
+    repeatable. Generation ends before a stop string, at one of `end_tokens`, or after max_tokens.
     """
 
     max_tokens: int = 256
@@ -94,15 +94,17 @@ def generate_batch(
             if token is not None and not writers[index].finished:
                 chosen.append((index, token, state))
         active = [index for index, _, _ in chosen]
-        logits, states = _batch_logits(model, [[token] for _, token, _ in chosen], [state for _, _, state in chosen])
+        logits, states = _batch_logits(
+            model, [[token] for _, token, _ in chosen], [state for _, _, state in chosen]
+        )
     return texts
 
 
 def score(model: Model, state: State | None, tokens: Tokens) -> float:
     """Log-likelihood (natural, <= 0) of tokens[1:], each given `state` and the tokens before it.
 
-    The first token is read but not scored, since a state alone predicts nothing: begin with a line break, or with
-    0 (end of text) at the beginning of everything.
+    The first token is read but not scored, since a state alone predicts nothing: begin with a line break, or
+    with 0 (end of text) at the beginning of everything.
     """
     if len(tokens) < 2:
         return 0.0

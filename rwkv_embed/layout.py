@@ -24,7 +24,7 @@ Table = dict[str, tuple[str, ...]]
 
 
 def _names(names: str, *dims: str) -> Table:
-    return {name: dims for name in names.split()}
+    return dict.fromkeys(names.split(), dims)
 
 
 _NORMS = _names("ln1.weight ln1.bias ln2.weight ln2.bias", "C")
@@ -86,7 +86,9 @@ _LAYER: dict[Version, Table] = {
 }
 _OUTER = _names("emb.weight", "V", "C") | _names("ln_out.weight ln_out.bias", "C")
 _VOCABULARY_HEAD = _names("head.weight", "V", "C")
-_RANKING_HEAD = _names("head.0.weight", "C", "C") | _names("head.0.bias", "C") | _names("head.2.weight", "1", "C")
+_RANKING_HEAD = (
+    _names("head.0.weight", "C", "C") | _names("head.0.bias", "C") | _names("head.2.weight", "1", "C")
+)
 # Initial wkv state of a state-tuned RWKV-5 or 6, stored [value, key].
 _TUNED_STATE = _names("att.time_state", "H", "N", "N")
 
@@ -137,8 +139,9 @@ def identify_layout(names: Iterable[str]) -> tuple[Layout, str]:
                 return "fla", prefix
     sample = ", ".join(repr(name) for name in sorted(found)[:4])
     raise CheckpointError(
-        f"not an RWKV checkpoint: it has {len(found)} tensors ({sample}{', ...' if len(found) > 4 else ''}) "
-        "but no 'emb.weight' with 'blocks.0.ln1.weight'; give an official .pth, a .safetensors or a Hugging Face folder of an RWKV model"
+        f"not an RWKV checkpoint: it has {len(found)} tensors ({sample}{', ...' if len(found) > 4 else ''})"
+        " but no 'emb.weight' with 'blocks.0.ln1.weight'; give an official .pth, a .safetensors or a Hugging"
+        " Face folder of an RWKV model"
     )
 
 
@@ -222,7 +225,7 @@ def identify(shapes: Mapping[str, Shape]) -> ModelConfig:
     needed |= {"5.0": {"blocks.0.att.time_decay": 1}, "5.1": {"blocks.0.att.time_decay": 1}}.get(version, {})
     needed |= {"5.2": {"blocks.0.att.time_decay": 2}, "7": {"blocks.0.att.r_k": 2}}.get(version, {})
     bad = [
-        f"{name} is {shapes[name] if name in shapes else 'missing'}, expected {rank} dimensions"
+        f"{name} is {shapes.get(name, 'missing')}, expected {rank} dimensions"
         for name, rank in needed.items()
         if len(shapes.get(name, ())) < rank
     ]
@@ -232,7 +235,9 @@ def identify(shapes: Mapping[str, Shape]) -> ModelConfig:
     n_att = shapes["blocks.0.att.key.weight"][0]
     n_head = _n_head(version, shapes)
     if n_head == 0 or n_att % n_head:
-        raise CheckpointError(f"{n_head} heads do not divide the attention width {n_att} (blocks.0.att.key.weight)")
+        raise CheckpointError(
+            f"{n_head} heads do not divide the attention width {n_att} (blocks.0.att.key.weight)"
+        )
     kind: Kind = "language-model"
     if "head.0.weight" in shapes:
         kind = "reranker"
@@ -251,7 +256,11 @@ def identify(shapes: Mapping[str, Shape]) -> ModelConfig:
 
 
 def _version(shapes: Mapping[str, Shape]) -> Version:
-    layer = {name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
+    layer = {
+        name.removeprefix("blocks.0."): shape
+        for name, shape in shapes.items()
+        if name.startswith("blocks.0.")
+    }
     if "att.r_k" in layer or "att.x_r" in layer:
         return "7"
     if any("time_maa" in name for name in layer):
@@ -272,7 +281,9 @@ def _n_head(version: Version, shapes: Mapping[str, Shape]) -> int:
     if version == "6":
         bonus = next((shapes[f"blocks.0.{name}"] for name in BONUS_NAMES if f"blocks.0.{name}" in shapes), ())
         if not bonus:
-            raise CheckpointError("the head size of this RWKV-6 checkpoint cannot be read: blocks.0.att.time_faaaa is missing")
+            raise CheckpointError(
+                "the head size of this RWKV-6 checkpoint cannot be read: blocks.0.att.time_faaaa is missing"
+            )
         return bonus[0]
     return shapes["blocks.0.att.time_decay"][0]
 
@@ -281,7 +292,9 @@ def _n_layer(shapes: Mapping[str, Shape]) -> int:
     numbers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,6})\.", name))}
     highest = max(numbers)
     if highest >= 2 * len(numbers):
-        raise CheckpointError(f"layers are missing: {len(numbers)} are present but the highest is blocks.{highest}")
+        raise CheckpointError(
+            f"layers are missing: {len(numbers)} are present but the highest is blocks.{highest}"
+        )
     return highest + 1
 
 
@@ -322,7 +335,9 @@ def expected_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[st
         if config.version in ("5.0", "5.1", "5.2", "6"):
             add(prefix, _TUNED_STATE, False, ranks)
     for name in shapes:
-        if match := re.fullmatch(r"head\.(\w+_head)\.(fc1\.weight|fc2\.weight|norm\.weight|norm\.bias)", name):
+        if match := re.fullmatch(
+            r"head\.(\w+_head)\.(fc1\.weight|fc2\.weight|norm\.weight|norm\.bias)", name
+        ):
             _add_embedding_head(expected, shapes, match[1], config.n_embd)
     return expected
 
@@ -339,7 +354,7 @@ def _add_embedding_head(
 
 
 def problems(expected: Mapping[str, tuple[Shape, bool]], shapes: Mapping[str, Shape]) -> list[str]:
-    """Everything that is missing, misshapen or unknown, one phrase each; empty when the checkpoint is whole."""
+    """Everything missing, misshapen or unknown, one phrase each; empty when the checkpoint is whole."""
     found = [
         f"{name} {shape} is missing"
         for name, (shape, required) in expected.items()

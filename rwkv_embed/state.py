@@ -1,8 +1,8 @@
 """The state of a model after some tokens: everything it remembers of them, a value like a number.
 
 A state is never changed in place and never shared between texts: reading on returns a new one. The order and
-shapes of its tensors are those of the reference implementation (`ModelConfig.state_shapes`, layer after layer),
-so a state can be compared, tensor by tensor, with PyPI's `rwkv`.
+shapes of its tensors are those of the reference implementation (`ModelConfig.state_shapes`, layer after
+layer), so a state can be compared, tensor by tensor, with PyPI's `rwkv`.
 
 On disk a state is a safetensors file: tensors `0000`, `0001`, ... and its model's sizes in the metadata.
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError
 
-# RWKV-4 keeps numerator and denominator divided by exp(pp); nothing read yet is the logarithm of (almost) zero.
+# RWKV-4 divides numerator and denominator by exp(pp); before anything is read, pp is the log of almost zero.
 _NOTHING_READ = -1e30
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One text's state: `tensors` of float32 in the order of the reference implementation, for one `config`."""
+    """One text's state: float32 `tensors` in the order of the reference implementation, for one `config`."""
 
     config: ModelConfig
     tensors: list[Tensor]
@@ -72,18 +72,29 @@ class State:
             state = cls(ModelConfig(**json.loads(saved)), [loaded[name] for name in sorted(loaded)])
             expected = [shape for _ in range(state.config.n_layer) for shape in state.config.state_shapes]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise StateError(f"these {len(data)} bytes are not a saved state ({error!r}); read the text again") from error
+            raise StateError(
+                f"these {len(data)} bytes are not a saved state ({error!r}); read the text again"
+            ) from error
         if config is not None:
             check_state(state, config)
         if [tuple(tensor.shape) for tensor in state.tensors] != expected:
-            raise StateError(f"the saved state does not have the tensors of {_sizes(state.config)}; read the text again")
-        if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in state.tensors):
-            raise StateError("the saved state has NaN or infinite values, or is not float32; read the text again")
+            raise StateError(
+                f"the saved state does not have the tensors of {_sizes(state.config)}; read the text again"
+            )
+        if not all(
+            tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in state.tensors
+        ):
+            raise StateError(
+                "the saved state has NaN or infinite values, or is not float32; read the text again"
+            )
         return state
 
 
 def _sizes(config: ModelConfig) -> str:
-    return f"RWKV-{config.version}, {config.n_layer} layers, n_embd {config.n_embd}, {config.n_head} heads of {config.head_size}"
+    return (
+        f"RWKV-{config.version}, {config.n_layer} layers, n_embd {config.n_embd}, {config.n_head} heads of"
+        f" {config.head_size}"
+    )
 
 
 def check_state(state: State, config: ModelConfig) -> None:
@@ -93,7 +104,10 @@ def check_state(state: State, config: ModelConfig) -> None:
         config.n_layer,
         config.state_shapes,
     ):
-        raise StateError(f"a state of {_sizes(state.config)} was given to a model of {_sizes(config)}; start from zero_state()")
+        raise StateError(
+            f"a state of {_sizes(state.config)} was given to a model of {_sizes(config)}; start from"
+            " zero_state()"
+        )
 
 
 def stack(states: Sequence[State]) -> list[Tensor]:

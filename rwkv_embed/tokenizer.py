@@ -22,7 +22,9 @@ _NEOX_REPOSITORIES = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-4-169m-pile")
 
 
 class Tokenizer(Protocol):
-    """What a model needs of a tokenizer. No end-of-text token is ever added: the caller knows which it wants."""
+    """What a model needs of a tokenizer. No end-of-text token is ever added: the caller knows which it
+    wants.
+    """
 
     vocab_size: int
 
@@ -45,7 +47,9 @@ def _utf8(text: str) -> str:
 
 
 def _outside(token: int, size: int) -> TokenizerError:
-    return TokenizerError(f"token id {token} is outside the vocabulary of {size}; decode with the model's own tokenizer")
+    return TokenizerError(
+        f"token id {token} is outside the vocabulary of {size}; decode with the model's own tokenizer"
+    )
 
 
 class WorldTokenizer:
@@ -84,7 +88,10 @@ def _world_bytes(path: str) -> dict[int, bytes]:
         value = ast.literal_eval(literal)
         table[int(token)] = value.encode() if isinstance(value, str) else value
         if len(table[int(token)]) != int(length):
-            raise TokenizerError(f"{path}: token {token} is {len(table[int(token)])} bytes long, expected {length}; reinstall pyrwkv-tokenizer")
+            raise TokenizerError(
+                f"{path}: token {token} is {len(table[int(token)])} bytes long, expected {length}; reinstall"
+                " pyrwkv-tokenizer"
+            )
     return table
 
 
@@ -145,9 +152,14 @@ def load_tokenizer(
     Raises TokenizerError, with the next step, when none can be found or it has more tokens than the model.
     """
     tokenizer = _named(str(choice), beside) if choice is not None else _guessed(vocab_size, beside)
-    if vocab_size is not None and tokenizer.vocab_size > vocab_size and not isinstance(tokenizer, WorldTokenizer):
+    if (
+        vocab_size is not None
+        and tokenizer.vocab_size > vocab_size
+        and not isinstance(tokenizer, WorldTokenizer)
+    ):
         raise TokenizerError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {vocab_size}; it belongs to another model"
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {vocab_size}; it belongs to"
+            " another model"
         )
     return tokenizer
 
@@ -161,7 +173,11 @@ def describe_tokenizer(vocab_size: int, beside: Path | None = None) -> str:
         return "bytes"
     if 65529 <= vocab_size <= _WORLD_VOCABULARY:
         return "RWKV World"
-    return "GPT-NeoX-20B" if vocab_size in _NEOX_SIZES else f"unknown ({vocab_size} tokens): name a tokenizer.json"
+    return (
+        "GPT-NeoX-20B"
+        if vocab_size in _NEOX_SIZES
+        else f"unknown ({vocab_size} tokens): name a tokenizer.json"
+    )
 
 
 def _named(choice: str, beside: Path | None) -> Tokenizer:
@@ -174,7 +190,9 @@ def _named(choice: str, beside: Path | None) -> Tokenizer:
     path = Path(choice)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise TokenizerError(f"no tokenizer {choice!r}; give 'world', 'neox', 'byte' or the path of a tokenizer.json")
+        raise TokenizerError(
+            f"no tokenizer {choice!r}; give 'world', 'neox', 'byte' or the path of a tokenizer.json"
+        )
     return FileTokenizer(path)
 
 
@@ -188,7 +206,9 @@ def _guessed(vocab_size: int | None, beside: Path | None) -> Tokenizer:
         return WorldTokenizer()
     if vocab_size in _NEOX_SIZES:
         return _neox(beside)
-    raise TokenizerError(f"no known tokenizer has {vocab_size} tokens; put its tokenizer.json beside the weights, or name it")
+    raise TokenizerError(
+        f"no known tokenizer has {vocab_size} tokens; put its tokenizer.json beside the weights, or name it"
+    )
 
 
 def _file_beside(beside: Path | None) -> Path | None:

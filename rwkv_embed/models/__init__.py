@@ -12,17 +12,15 @@ __all__ = ["load_model"]
 _DTYPES = ("float32", "bfloat16", "int8")
 
 
-def load_model(
-    path: str | Path, dtype: "Dtype" = "float32", tokenizer: str | Path | None = None
-) -> "Model":
+def load_model(path: str | Path, dtype: "Dtype" = "float32", tokenizer: str | Path | None = None) -> "Model":
     """Load any RWKV checkpoint: a .pth or .safetensors file, a shard index, or a Hugging Face folder.
 
-    `dtype` is how the big matrices are kept in memory: float32 (exact), bfloat16 (half the memory), int8 with a
-    scale per row (a quarter). What the file already stores so is memory-mapped and not copied: do not overwrite
-    the file while the model is in use. Arithmetic and states are float32 in every case.
+    `dtype` is how the big matrices are kept in memory: float32 (exact), bfloat16 (half the memory), int8 with
+    a scale per row (a quarter). What the file already stores so is memory-mapped and not copied: do not
+    overwrite the file while the model is in use. Arithmetic and states are float32 in every case.
 
-    `tokenizer`: "world", "neox", "byte", or the path of a tokenizer.json; by default the one beside the weights, or
-    the one that belongs to the vocabulary size.
+    `tokenizer`: "world", "neox", "byte", or the path of a tokenizer.json; by default the one beside the
+    weights, or the one that belongs to the vocabulary size.
 
     Raises ModelNotFound, or CheckpointError naming everything that is wrong with the file.
     """

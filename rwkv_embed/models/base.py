@@ -1,9 +1,9 @@
 """What every generation shares: weights, batches of unequal lengths, logits, states in and out.
 
-A batch is read in windows of a bounded number of tokens, so memory does not grow with the length of a text. Inside
-a window rows are padded on the right; padding leaves the state alone (see ops/), so a row does not depend on its
-neighbours. `sequential=True` reads token by token with the reference recurrence, otherwise the time-parallel form
-is used; both give the same states, and one can continue the other's.
+A batch is read in windows of a bounded number of tokens, so memory does not grow with the length of a text.
+Inside a window rows are padded on the right; padding leaves the state alone (see ops/), so a row does not
+depend on its neighbours. `sequential=True` reads token by token with the reference recurrence, otherwise the
+time-parallel form is used; both give the same states, and one can continue the other's.
 """
 
 from abc import ABC, abstractmethod
@@ -41,7 +41,9 @@ class Layer:
     vectors: dict[str, Tensor]
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.vectors[f"{name}.weight"], self.vectors[f"{name}.bias"], eps)
+        return F.layer_norm(
+            x, x.shape[-1:], self.vectors[f"{name}.weight"], self.vectors[f"{name}.bias"], eps
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Model(ABC):
 
     versions: ClassVar[tuple[str, ...]]
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype = "float32", tokenizer: str | Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: Dtype = "float32", tokenizer: str | Path | None = None
+    ) -> None:
         self.config: ModelConfig = checkpoint.config
         self.dtype = dtype
         self.path = checkpoint.path
@@ -93,10 +97,16 @@ class Model(ABC):
         self.layers = [_layer(index, weights) for index in range(self.config.n_layer)]
         for layer in self.layers:
             self.prepare(layer)
-        self._ln_out = [checkpoint.get(name).to(torch.float32, copy=True) for name in ("ln_out.weight", "ln_out.bias")]
-        self._head = load_matrix(checkpoint, "head.weight", dtype) if "head.weight" in checkpoint.tensors else None
+        self._ln_out_weight, self._ln_out_bias = (
+            checkpoint.get(name).to(torch.float32, copy=True) for name in ("ln_out.weight", "ln_out.bias")
+        )
+        self._head = (
+            load_matrix(checkpoint, "head.weight", dtype) if "head.weight" in checkpoint.tensors else None
+        )
         heads = [name for name in checkpoint.tensors if name.startswith("head.") and name != "head.weight"]
-        self.heads: dict[str, Tensor] = {name: checkpoint.get(name).to(torch.float32, copy=True) for name in heads}
+        self.heads: dict[str, Tensor] = {
+            name: checkpoint.get(name).to(torch.float32, copy=True) for name in heads
+        }
 
     def _load(self, checkpoint: Checkpoint, name: str) -> "Matrix | Tensor":
         if name.endswith(("key.weight", "value.weight", "receptance.weight", "gate.weight", "output.weight")):
@@ -121,7 +131,7 @@ class Model(ABC):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer named at loading, or the one that belongs to the vocabulary size; loaded on first use."""
+        """The tokenizer named at loading, or the one of the vocabulary size; loaded on first use."""
         return load_tokenizer(self._tokenizer_choice, vocab_size=self.vocab_size, beside=self.path)
 
     def zero_state(self) -> State:
@@ -129,16 +139,23 @@ class Model(ABC):
         state = State.zeros(self.config)
         for layer in self.layers:
             if "att.time_state" in layer.vectors:
-                state.tensors[3 * layer.index + 1] = layer.vectors["att.time_state"].transpose(1, 2).contiguous()
+                state.tensors[3 * layer.index + 1] = (
+                    layer.vectors["att.time_state"].transpose(1, 2).contiguous()
+                )
         return state
 
     def forward(
-        self, tokens: Tokens, state: State | None = None, full_output: bool = False, *, sequential: bool = False
+        self,
+        tokens: Tokens,
+        state: State | None = None,
+        full_output: bool = False,
+        *,
+        sequential: bool = False,
     ) -> tuple[Tensor, State]:
         """Read tokens on from `state` (default: nothing read), which stays as it is.
 
-        Returns the float32 logits after the last token (V,), or after each (T, V) with `full_output`, and the new
-        state. Without tokens there is nothing to predict from: the logits are zeros (V,), or (0, V).
+        Returns the float32 logits after the last token (V,), or after each (T, V) with `full_output`, and the
+        new state. Without tokens there is nothing to predict from: the logits are zeros (V,), or (0, V).
         """
         states = None if state is None else [state]
         if full_output:
@@ -149,9 +166,12 @@ class Model(ABC):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., C); raises CheckpointError when there is no vocabulary head."""
+        """Logits (..., V) of hidden states (..., C); CheckpointError when there is no vocabulary head."""
         if self._head is None:
-            raise CheckpointError(f"{self.path} is an {self.config.kind} without a vocabulary head: it has no logits; use hidden()")
+            raise CheckpointError(
+                f"{self.path} is a checkpoint without a vocabulary head ({self.config.kind}), so it has no"
+                " logits; use hidden()"
+            )
         return self._head(hidden)
 
     @torch.no_grad()
@@ -165,8 +185,8 @@ class Model(ABC):
     ) -> tuple[Tensor | list[Tensor], list[State]]:
         """Hidden states after `ln_out` of several texts of any lengths, each read on from its own state.
 
-        Returns the one of each last token (B, C) float32 (zeros for a text without tokens), or with `full_output`
-        a list of (T_i, C); and the new states. The states given stay as they are.
+        Returns the one of each last token (B, C) float32 (zeros for a text without tokens), or with
+        `full_output` a list of (T_i, C); and the new states. The states given stay as they are.
         """
         rows = [self._checked(tokens) for tokens in batch]
         if states is not None and len(states) != len(rows):
@@ -192,22 +212,26 @@ class Model(ABC):
             else:
                 last[active] = self._normed(window.last(x))
             start += size
-        return ([torch.cat(piece) for piece in pieces] if full_output else last), unstack(current, self.config)
+        output = [torch.cat(piece) for piece in pieces] if full_output else last
+        return output, unstack(current, self.config)
 
     def _checked(self, tokens: Tokens) -> list[int]:
         ids = [int(token) for token in tokens]
         if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
             wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
-            raise TokenizerError(f"token {wrong} is outside the model's vocabulary of {self.vocab_size}; encode the text with its own tokenizer")
+            raise TokenizerError(
+                f"token {wrong} is outside the model's vocabulary of {self.vocab_size}; encode the text with"
+                " its own tokenizer"
+            )
         return ids
 
     def _read(self, tokens: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (B, T) through all layers: x (B, T, C) before `ln_out`, and the new state tensors (B, ...)."""
+        """Tokens (B, T) through all layers: x (B, T, C) before `ln_out`, and the new state tensors."""
         x = self.layers[0].norm("ln0", self._emb(tokens), self.config.norm_eps)
         return self.forward_layers(x, state, window)
 
     def _normed(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *self._ln_out, self.config.norm_eps)
+        return F.layer_norm(x, x.shape[-1:], self._ln_out_weight, self._ln_out_bias, self.config.norm_eps)
 
     def prepare(self, layer: Layer) -> None:  # noqa: B027
         """Turn stored vectors into what the formulas use (a decay, say), once, at loading."""
@@ -219,14 +243,22 @@ class Model(ABC):
 
 def group_norm(x: Tensor, n_head: int, layer: Layer, eps: float) -> Tensor:
     """`ln_x`: normalise each head of x (B, T, A) on its own."""
-    y = F.group_norm(x.reshape(-1, x.shape[-1]), n_head, layer.vectors["att.ln_x.weight"], layer.vectors["att.ln_x.bias"], eps)
+    y = F.group_norm(
+        x.reshape(-1, x.shape[-1]),
+        n_head,
+        layer.vectors["att.ln_x.weight"],
+        layer.vectors["att.ln_x.bias"],
+        eps,
+    )
     return y.view(x.shape)
 
 
 def _layer(index: int, weights: "dict[str, Matrix | Tensor]") -> Layer:
     prefix = f"blocks.{index}."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    matrices = {name.removesuffix(".weight"): value for name, value in own.items() if isinstance(value, Matrix)}
+    matrices = {
+        name.removesuffix(".weight"): value for name, value in own.items() if isinstance(value, Matrix)
+    }
     vectors = {name: value for name, value in own.items() if not isinstance(value, Matrix)}
     return Layer(index, matrices, vectors)
 

@@ -20,8 +20,8 @@ Task = Literal["cls", "sts", "retr"]
 def embedding_head(model: Model, feature: Tensor, task: Task = "retr") -> Tensor:
     """The vector of a text, not yet normalised: norm(fc2(relu(fc1(x))) + x).
 
-    feature: (..., C), the hidden state after ln_out at the end-of-text token (their mean, if there are several).
-    Raises CheckpointError when the model has no such head.
+    feature: (..., C), the hidden state after ln_out at the end-of-text token (their mean, if there are
+    several). Raises CheckpointError when the model has no such head.
     """
     head = f"head.{task}_head"
     if f"{head}.fc1.weight" not in model.heads:
@@ -35,8 +35,8 @@ def embedding_head(model: Model, feature: Tensor, task: Task = "retr") -> Tensor
 def rerank_scores(reranker: Model, states: Sequence[State]) -> Tensor:
     """Relevance (B,) as a logit, from the embedder's states after document and query.
 
-    The reranker is a small RWKV-7 whose layers start from the wkv matrices of some of the embedder's layers, and
-    which reads a single learnt token. Raises StateError when the layers do not fit.
+    The reranker is a small RWKV-7 whose layers start from the wkv matrices of some of the embedder's layers,
+    and which reads a single learnt token. Raises StateError when the layers do not fit.
     """
     if reranker.config.kind != "reranker":
         raise CheckpointError(f"{reranker.path} is a {reranker.config.kind}, not a reranker")
@@ -51,11 +51,14 @@ def rerank_scores(reranker: Model, states: Sequence[State]) -> Tensor:
 def _starting_state(reranker: Model, state: State) -> State:
     chosen = list(reranker.extras.get("reranker_layer_idx") or range(state.config.n_layer))
     start = reranker.zero_state()
-    fits = len(chosen) == reranker.n_layer and all(-state.config.n_layer <= i < state.config.n_layer for i in chosen)
+    fits = len(chosen) == reranker.n_layer and all(
+        -state.config.n_layer <= i < state.config.n_layer for i in chosen
+    )
     if not fits or state.config.version != "7" or state.wkv.shape[1:] != start.wkv.shape[1:]:
         raise StateError(
-            f"a state of {state.config.n_layer} layers of {tuple(state.wkv.shape[1:])} does not fit a reranker of "
-            f"{reranker.n_layer} layers of {tuple(start.wkv.shape[1:])} (it reads {chosen}); use the embedder it was trained with"
+            f"a state of {state.config.n_layer} layers of {tuple(state.wkv.shape[1:])} does not fit a"
+            f" reranker of {reranker.n_layer} layers of {tuple(start.wkv.shape[1:])} (it reads {chosen}); use"
+            " the embedder it was trained with"
         )
     for layer, source in enumerate(chosen):
         start.tensors[3 * layer + 1] = state.wkv[source]

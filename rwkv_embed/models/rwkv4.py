@@ -1,7 +1,7 @@
 """RWKV-4 "Dove" (https://arxiv.org/abs/2305.13048): per channel, a decaying weighted mean of the values.
 
-Differs from the later generations: no heads, so the state is three vectors a layer (aa, bb, pp); receptance is a
-sigmoid gate on the mean; the decay is one learnt number per channel.
+Differs from the later generations: no heads, so the state is three vectors a layer (aa, bb, pp); receptance
+is a sigmoid gate on the mean; the decay is one learnt number per channel.
 """
 
 import torch
@@ -16,7 +16,9 @@ class RWKV4(Model):
     def prepare(self, layer: Layer) -> None:
         layer.vectors["att.time_decay"] = -torch.exp(layer.vectors["att.time_decay"])
 
-    def time_mixing(self, layer: Layer, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
+    def time_mixing(
+        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window
+    ) -> tuple[Tensor, list[Tensor]]:
         """x (B, T, C) and [shift, aa, bb, pp] -> what the block adds to x, and the four new state tensors."""
         m, p = layer.matrices, layer.vectors
         x = layer.norm("ln1", x, self.config.norm_eps)

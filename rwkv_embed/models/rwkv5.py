@@ -1,7 +1,7 @@
 """RWKV-5: 5.0, 5.1 and 5.2 "Eagle" (https://arxiv.org/abs/2404.05892): matrix-valued states.
 
-Each head keeps a matrix [key, value] that decays at a learnt, constant rate: one per head in 5.0 and 5.1, one per
-key channel in 5.2. From 5.1 on the output passes a SiLU gate.
+Each head keeps a matrix [key, value] that decays at a learnt, constant rate: one per head in 5.0 and 5.1, one
+per key channel in 5.2. From 5.1 on the output passes a SiLU gate.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rwkv_embed.models.base import Layer, Model, Window, group_norm
 from rwkv_embed.models.rwkv4 import gated_channel_mixing
+
 
 class RWKV5(Model):
     versions = ("5.0", "5.1", "5.2")
@@ -20,7 +21,9 @@ class RWKV5(Model):
         p["w"] = torch.exp(-torch.exp(p["att.time_decay"].view(heads[0], -1))).expand(heads)
         p["u"] = bonus(p).view(heads[0], -1).expand(heads)
 
-    def time_mixing(self, layer: Layer, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
+    def time_mixing(
+        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window
+    ) -> tuple[Tensor, list[Tensor]]:
         """x (B, T, C) and [shift, wkv] -> what the block adds to x, and the two new state tensors."""
         m, p = layer.matrices, layer.vectors
         x = layer.norm("ln1", x, self.config.norm_eps)

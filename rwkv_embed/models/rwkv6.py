@@ -20,7 +20,9 @@ class RWKV6(Model):
         p["u"] = bonus(p)
         p["maa"] = torch.stack([p[f"att.time_maa_{x}"] for x in "wkvrg"])  # (5, C)
 
-    def time_mixing(self, layer: Layer, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
+    def time_mixing(
+        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window
+    ) -> tuple[Tensor, list[Tensor]]:
         """x (B, T, C) and [shift, wkv] -> what the block adds to x, and the two new state tensors."""
         m, p = layer.matrices, layer.vectors
         x = layer.norm("ln1", x, self.config.norm_eps)

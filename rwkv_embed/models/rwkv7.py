@@ -1,8 +1,8 @@
 """RWKV-7 "Goose" (https://arxiv.org/abs/2503.14456): a state that is edited by a generalised delta rule.
 
-Each token removes the value stored under the key kk (as much of it as the in-context learning rate `a` says) and
-writes v under k; the matrix [value, key] decays per key channel. Layers after the first mix in the first layer's
-values (v_first). Tensors v0, v1, v2 of layer 0 exist in some checkpoints and are never used.
+Each token removes the value stored under the key kk (as much of it as the in-context learning rate `a` says)
+and writes v under k; the matrix [value, key] decays per key channel. Layers after the first mix in the first
+layer's values (v_first). Tensors v0, v1, v2 of layer 0 exist in some checkpoints and are never used.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rwkv_embed.models.base import Layer, Model, Window, group_norm
 
-# log w = -exp(-0.5) sigmoid(...): the fastest decay is a factor 0.545 a token. Six digits, as in the reference.
+# log w = -exp(-0.5) sigmoid(...): the fastest decay is a factor 0.545 a token (six digits, as the reference).
 _FASTEST_LOG_DECAY = -0.606531
 
 
@@ -21,7 +21,7 @@ class RWKV7(Model):
     def time_mixing(
         self, layer: Layer, x: Tensor, state: list[Tensor], window: Window, v_first: Tensor | None
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """x (B, T, C) and [shift, wkv] -> what the block adds to x, the two new state tensors, and v_first."""
+        """x (B, T, C) and [shift, wkv] -> what the block adds to x, the two new state tensors, v_first."""
         m, p = layer.matrices, layer.vectors
         x = layer.norm("ln1", x, self.config.norm_eps)
         delta = window.shift(x, state[0]) - x

@@ -1,8 +1,8 @@
 """Weight matrices and token tables in the precision they are kept in: float32, bfloat16, float16 or int8.
 
-Arithmetic is always float32. A matrix in a smaller type is widened a block of rows at a time, right before it is
-used: the block stays in the cache, and a 7B model never has more than a few megabytes of it in float32. (bfloat16
-products of most CPUs are slower than this and round every activation as well.)
+Arithmetic is always float32. A matrix in a smaller type is widened a block of rows at a time, right before it
+is used: the block stays in the cache, and a 7B model never has more than a few megabytes of it in float32.
+(bfloat16 products of most CPUs are slower than this and round every activation as well.)
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,8 @@
 RWKV-5 to 7 cut the tokens into chunks. Inside a chunk every token meets every earlier token at once; between
 chunks only the state is handed on. RWKV-4 has a state per channel, so there is no matrix product to gain.
 
-RWKV-7 bounds its decay (log w > -0.607), so a chunk of 16 tokens may divide by its cumulated decay: at most exp(9.7).
+RWKV-7 bounds its decay (log w > -0.607), so a chunk of 16 tokens may divide by its cumulated decay, at
+least exp(-9.7).
 """
 
 import torch
@@ -18,8 +19,8 @@ def wkv4(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """As reference.wkv4, with everything but two cheap recurrences taken out of the loop over time.
 
-    The running peak pp must be rounded as the reference rounds it, since aa and bb are scaled by it. Given the
-    peaks, aa and bb are one first-order linear recurrence whose factors are known for all tokens at once.
+    The running peak pp must be rounded as the reference rounds it, since aa and bb are scaled by it. Given
+    the peaks, aa and bb are one first-order linear recurrence whose factors are known for all tokens at once.
     """
     aa, bb, pp = state
     peaks = [pp]
@@ -44,14 +45,16 @@ def wkv4(
 def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """As reference.wkv6.
 
-    Decays between two tokens are built up as products, never as quotients or differences of logarithms: a channel
-    may forget everything at one token and nothing at the next, and both must stay exact.
+    Decays between two tokens are built up as products, never as quotients or differences of logarithms: a
+    channel may forget everything at one token and nothing at the next, and both must stay exact.
     """
     length = r.shape[1]
-    r, k, v, w = (_to_chunks(x, padding) for x, padding in ((r, 0), (k, 0), (v, 0), (w, 1)))  # (B, H, chunks, CHUNK, N)
+    r, k, v = (_to_chunks(x) for x in (r, k, v))  # (B, H, chunks, CHUNK, N)
+    w = _to_chunks(w, padding=1.0)
 
-    # 1. Scores of each token t for every earlier token s of its chunk, and for itself with the bonus u. `decay`
-    #    row t is the product of w over s < i < t; row CHUNK reaches to the chunk's end, s = -1 from its start.
+    # 1. Scores of each token t for every earlier token s of its chunk, and for itself with the bonus u.
+    #    `decay` row t is the product of w over s < i < t; row CHUNK reaches to the chunk's end, s = -1 from
+    #    its start.
     scores = r.new_zeros(*r.shape[:-1], CHUNK)
     scores.diagonal(dim1=-2, dim2=-1).copy_((r * u[:, None, None] * k).sum(-1))
     decay = r.new_ones(*r.shape[:-2], CHUNK + 1, r.shape[-1])
@@ -65,8 +68,8 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -
     from_start, kept = decay[..., :CHUNK, :], decay[..., CHUNK, :]
     y = scores @ v
 
-    # 2. What each chunk adds to the state, decayed to the chunk's end; then the state at the start of each chunk,
-    #    and what every token reads from it.
+    # 2. What each chunk adds to the state, decayed to the chunk's end; then the state at the start of each
+    #    chunk, and what every token reads from it.
     added = (k * to_end).transpose(-1, -2) @ v
     starts = []
     for chunk in range(r.shape[2]):
@@ -81,8 +84,8 @@ def wkv7(
 ) -> tuple[Tensor, Tensor]:
     """As reference.wkv7.
 
-    Write u_t = S_{t-1} a_t for what token t removes. Then S_t is the decayed sum of u_s b_s^T + v_s k_s^T, and
-    the u of a chunk solve a unit triangular system (the WY form of the delta rule).
+    Write u_t = S_{t-1} a_t for what token t removes. Then S_t is the decayed sum of u_s b_s^T + v_s k_s^T,
+    and the u of a chunk solve a unit triangular system (the WY form of the delta rule).
     """
     length = r.shape[1]
     r, log_w, k, v, a, b = (_to_chunks(x) for x in (r, log_w, k, v, a, b))

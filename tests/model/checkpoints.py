@@ -1,4 +1,6 @@
-"""Random checkpoints of every generation in the official layout: seeded, tiny, numerically like trained ones."""
+"""Random checkpoints of every generation in the official layout: seeded, tiny, numerically like trained
+ones.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,14 @@ def weights(version: Version, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     def matrix(rows: int, columns: int) -> Tensor:
         return randn(rows, columns, scale=columns**-0.5)
 
-    c, f, v, h, n, rank = shape.n_embd, shape.n_ffn, shape.vocab_size, shape.n_head, shape.head_size, shape.rank
+    c, f, v, h, n, rank = (
+        shape.n_embd,
+        shape.n_ffn,
+        shape.vocab_size,
+        shape.n_head,
+        shape.head_size,
+        shape.rank,
+    )
     w: dict[str, Tensor] = {"emb.weight": randn(v, c), "head.weight": matrix(v, c)}
 
     def norm(name: str) -> None:

@@ -37,7 +37,9 @@ def test_convert_keeps_every_value(tmp_path: Path, version: Version) -> None:
     assert info.config == describe(source).config
     converted, original = load_model(tmp_path / "out.safetensors"), load_model(source)
     for mine, other in zip(converted.layers, original.layers, strict=True):
-        assert all(torch.equal(matrix.values, other.matrices[name].values) for name, matrix in mine.matrices.items())
+        assert all(
+            torch.equal(matrix.values, other.matrices[name].values) for name, matrix in mine.matrices.items()
+        )
         assert all(torch.equal(vector, other.vectors[name]) for name, vector in mine.vectors.items())
     torch.testing.assert_close(converted.forward(TOKENS)[0], original.forward(TOKENS)[0], atol=1e-5, rtol=0)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["in.pth", "out.safetensors"]
@@ -46,7 +48,9 @@ def test_convert_keeps_every_value(tmp_path: Path, version: Version) -> None:
 def test_convert_to_int8_is_what_int8_loads(tmp_path: Path) -> None:
     source = ck.save(tmp_path / "in.pth", ck.weights("7", SHAPE))
     steps: list[tuple[int, int]] = []
-    info = convert(source, tmp_path / "out.safetensors", "int8", progress=lambda done, total: steps.append((done, total)))
+    info = convert(
+        source, tmp_path / "out.safetensors", "int8", progress=lambda done, total: steps.append((done, total))
+    )
     assert set(info.dtypes) == {"I8", "F16"}
     assert steps[-1][0] == steps[-1][1] < source.stat().st_size / 3
     packed = load_model(tmp_path / "out.safetensors", dtype="int8")
@@ -62,7 +66,9 @@ def test_convert_refuses(tmp_path: Path) -> None:
     tensors = ck.weights("4", SHAPE)
     tensors["emb.weight"][0, 0] = 1e6
     source = ck.save(tmp_path / "in.pth", tensors)
-    with pytest.raises(CheckpointError, match="a weight of size 1000000 does not fit F16; convert to bfloat16"):
+    with pytest.raises(
+        CheckpointError, match="a weight of size 1000000 does not fit F16; convert to bfloat16"
+    ):
         convert(source, tmp_path / "out.safetensors", "float16")
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
     with pytest.raises(CheckpointError, match=r"'out\.pth', expected a name ending in \.safetensors"):
@@ -70,7 +76,9 @@ def test_convert_refuses(tmp_path: Path) -> None:
     convert(source, tmp_path / "out.safetensors", "bfloat16")
     with pytest.raises(CheckpointError, match="exists already"):
         convert(source, tmp_path / "out.safetensors")
-    with pytest.raises(CheckpointError, match="dtype is 'int4', expected one of float32, bfloat16, float16, int8"):
+    with pytest.raises(
+        CheckpointError, match="dtype is 'int4', expected one of float32, bfloat16, float16, int8"
+    ):
         convert(source, tmp_path / "new.safetensors", "int4")  # type: ignore[arg-type]
 
 

@@ -20,7 +20,9 @@ SHAPE = ck.SHAPES[0]
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("version", ck.VERSIONS)
-def test_generation_and_sizes_are_told_from_names_and_shapes(tmp_path: Path, version: str, suffix: str) -> None:
+def test_generation_and_sizes_are_told_from_names_and_shapes(
+    tmp_path: Path, version: str, suffix: str
+) -> None:
     for shape in ck.SHAPES:
         path = ck.save(tmp_path / f"called-rwkv-x{suffix}", ck.weights(version, shape))
         config = open_checkpoint(path).config
@@ -50,8 +52,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     tensors["ln_out.bias"] = torch.zeros(32, dtype=torch.int32)
     with pytest.raises(CheckpointError) as caught:
         load_model(ck.save(tmp_path / "bad.pth", tensors))
-    assert str(caught.value) == (
-        f"{tmp_path}/bad.pth: 4 problems with its tensors: blocks.1.att.w2 (8, 32) is missing; "
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/bad.pth: 4 problems with its tensors: blocks.1.att.w2 (8, 32) is missing; "
         "blocks.0.ffn.value.weight has shape (32, 63), expected (32, 64); "
         "blocks.0.ffn.s_emb.weight (97, 1024) is not part of this architecture; "
         "ln_out.bias is stored as I32, expected one of F64, F32, F16, BF16"
@@ -80,7 +83,9 @@ class _Canary:
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     torch.save(ck.weights("4", SHAPE) | {"extra": _Canary(canary)}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"evil\.pth holds Python objects besides tensors.*nothing was executed"):
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pth holds Python objects besides tensors.*nothing was executed"
+    ):
         load_model(tmp_path / "evil.pth")
     assert not canary.exists()
 
@@ -129,13 +134,21 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     tensors = ck.weights("7", SHAPE)
     tensors["emb.weight"] = torch.zeros(1).expand(1 << 30, 32)
     torch.save(tensors, tmp_path / "huge.pth")
-    with pytest.raises(CheckpointError, match=r"emb\.weight claims \(1073741824, 32\), more than the whole file holds"):
+    with pytest.raises(
+        CheckpointError, match=r"emb\.weight claims \(1073741824, 32\), more than the whole file holds"
+    ):
         load_model(tmp_path / "huge.pth")
 
 
 def test_checkpoints_of_other_models_are_named(tmp_path: Path) -> None:
-    ck.save(tmp_path / "bert.safetensors", {"bert.embeddings.weight": torch.zeros(3), "pooler.bias": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"not an RWKV checkpoint: it has 2 tensors \('bert.embeddings.weight', 'pooler.bias'\)"):
+    ck.save(
+        tmp_path / "bert.safetensors",
+        {"bert.embeddings.weight": torch.zeros(3), "pooler.bias": torch.zeros(3)},
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"not an RWKV checkpoint: it has 2 tensors \('bert.embeddings.weight', 'pooler.bias'\)",
+    ):
         load_model(tmp_path / "bert.safetensors")
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list, expected a dictionary of tensors"):
@@ -146,10 +159,15 @@ def test_checkpoints_of_other_models_are_named(tmp_path: Path) -> None:
 
 def test_missing_layers_and_unreadable_sizes(tmp_path: Path) -> None:
     tensors = ck.weights("5.2", SHAPE)
-    with pytest.raises(CheckpointError, match=r"layers are missing: 3 are present but the highest is blocks\.900000"):
+    with pytest.raises(
+        CheckpointError, match=r"layers are missing: 3 are present but the highest is blocks\.900000"
+    ):
         open_checkpoint(ck.save(tmp_path / "a.pth", tensors | {"blocks.900000.ln1.weight": torch.zeros(32)}))
     del tensors["blocks.0.att.time_decay"]
-    with pytest.raises(CheckpointError, match=r"sizes of this RWKV-5\.1 checkpoint cannot be read: blocks\.0\.att\.time_decay is missing"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"sizes of this RWKV-5\.1 checkpoint cannot be read: blocks\.0\.att\.time_decay is missing",
+    ):
         open_checkpoint(ck.save(tmp_path / "b.pth", tensors))
 
 
@@ -209,7 +227,11 @@ def test_refusing_a_large_file_costs_little_memory(tmp_path: Path) -> None:
     tensors = ck.weights("7", SHAPE) | {"emb.weight": torch.zeros(2_000_000, 32)}
     paths = [ck.save(tmp_path / f"a{suffix}", tensors) for suffix in (".pth", ".safetensors")]
     done = subprocess.run(
-        [sys.executable, "-c", REFUSED, *map(str, paths)], capture_output=True, text=True, check=True, cwd=Path.cwd()
+        [sys.executable, "-c", REFUSED, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path.cwd(),
     )
     assert float(done.stdout) < 100
 

@@ -62,7 +62,9 @@ def test_stop_strings_are_never_written(model: Model) -> None:
     options = Sampling(max_tokens=60, seed=2, end_tokens=())
     whole = "".join(generate(model, "abc", options=options))
     stop = whole[20:23]
-    pieces = list(generate(model, "abc", options=Sampling(max_tokens=60, seed=2, end_tokens=(), stop=(stop, "absent"))))
+    pieces = list(
+        generate(model, "abc", options=Sampling(max_tokens=60, seed=2, end_tokens=(), stop=(stop, "absent")))
+    )
     assert "".join(pieces) == whole[: whole.index(stop)]
     assert len(pieces) > 5
 
@@ -119,7 +121,9 @@ def test_score_is_the_sum_of_log_probabilities(model: Model) -> None:
 
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="temperature is -1, expected 0 or more; top_p is 0, expected more than 0"):
+    with pytest.raises(
+        ValueError, match="temperature is -1, expected 0 or more; top_p is 0, expected more than 0"
+    ):
         Sampling(temperature=-1, top_p=0)
     with pytest.raises(ValueError, match="stop is"):
         Sampling(stop=("",))

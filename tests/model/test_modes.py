@@ -63,7 +63,9 @@ def test_cut_anywhere_and_carry_the_state(
 
 @pytest.mark.parametrize("full_output", [False, True])
 @pytest.mark.parametrize("version", ck.VERSIONS)
-def test_a_row_does_not_depend_on_its_neighbours(model_of: ModelOf, version: Version, full_output: bool) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(
+    model_of: ModelOf, version: Version, full_output: bool
+) -> None:
     model = model_of(version)
     batch = [tokens_of(length, seed=length) for length in (5, 40, 0, 17, 1)]
     starts = [model.forward(tokens_of(3, seed=i))[1] for i in range(len(batch))]

@@ -1,7 +1,7 @@
 """Logits and every state tensor against PyPI's `rwkv`, for each generation and three shapes, over 200 tokens.
 
-The package reads environment variables on import and compiles parts of itself, so it runs in child processes: one
-for RWKV-7, which it can only do alone, and one for the rest.
+The package reads environment variables on import and compiles parts of itself, so it runs in child processes:
+one for RWKV-7, which it can only do alone, and one for the rest.
 """
 
 import json
@@ -36,12 +36,18 @@ for path in paths:
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
     folder = tmp_path_factory.mktemp("parity")
     paths = {
-        (version, index): ck.save(folder / f"{version}-{index}.pth", ck.weights(version, ck.SHAPES[index], seed=index))
+        (version, index): ck.save(
+            folder / f"{version}-{index}.pth", ck.weights(version, ck.SHAPES[index], seed=index)
+        )
         for version, index in CASES
     }
     for goose in (True, False):
         mine = [str(path) for (version, _), path in paths.items() if (version == "7") == goose]
-        environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if goose else "0"}
+        environment = os.environ | {
+            "RWKV_JIT_ON": "0",
+            "RWKV_CUDA_ON": "0",
+            "RWKV_V7_ON": "1" if goose else "0",
+        }
         subprocess.run(
             [sys.executable, "-c", REFERENCE],
             input=json.dumps([mine, TOKENS]),

@@ -24,11 +24,15 @@ def test_saved_and_restored_exactly(model_of: ModelOf, version: Version) -> None
     assert torch.equal(model.forward([5], restored)[0], model.forward([5], state)[0])
 
 
-@pytest.mark.parametrize(("version", "shape"), [("4", (2, 3, 32)), ("6", (2, 2, 16, 16)), ("7", (2, 2, 16, 16))])
+@pytest.mark.parametrize(
+    ("version", "shape"), [("4", (2, 3, 32)), ("6", (2, 2, 16, 16)), ("7", (2, 2, 16, 16))]
+)
 def test_recurrent_part(model_of: ModelOf, version: Version, shape: tuple[int, ...]) -> None:
     _, state = model_of(version).forward([1, 2, 3])
     assert state.wkv.shape == shape
-    assert torch.equal(state.wkv[1, 0], state.tensors[6 if version == "4" else 4][... if version == "4" else 0])
+    assert torch.equal(
+        state.wkv[1, 0], state.tensors[6 if version == "4" else 4][... if version == "4" else 0]
+    )
 
 
 def test_damaged_or_foreign_bytes_are_refused(model_of: ModelOf) -> None:

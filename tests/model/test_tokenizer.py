@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_embed.errors import TokenizerError
-from rwkv_embed.tokenizer import ByteTokenizer, FileTokenizer, WorldTokenizer, describe_tokenizer, load_tokenizer
+from rwkv_embed.tokenizer import (
+    ByteTokenizer,
+    FileTokenizer,
+    WorldTokenizer,
+    describe_tokenizer,
+    load_tokenizer,
+)
 
 TEXTS = ["", "hello world", "Füße 世界 🌍", "\x00\r\n\t", "नमस्ते สวัสดี"]
 
@@ -67,22 +73,30 @@ def test_half_characters_and_lone_surrogates(world: WorldTokenizer) -> None:
 @pytest.mark.parametrize("tokenizer", [WorldTokenizer(), ByteTokenizer()], ids=["world", "byte"])
 def test_ids_outside_the_vocabulary(tokenizer: WorldTokenizer | ByteTokenizer) -> None:
     for token in (-1, tokenizer.vocab_size):
-        with pytest.raises(TokenizerError, match=f"token id {token} is outside the vocabulary of {tokenizer.vocab_size}"):
+        with pytest.raises(
+            TokenizerError, match=f"token id {token} is outside the vocabulary of {tokenizer.vocab_size}"
+        ):
             tokenizer.decode([token])
 
 
 def test_the_tokenizer_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load_tokenizer(vocab_size=65536), WorldTokenizer)
     assert isinstance(load_tokenizer(vocab_size=256), ByteTokenizer)
-    with pytest.raises(TokenizerError, match="no known tokenizer has 1000 tokens; put its tokenizer.json beside"):
+    with pytest.raises(
+        TokenizerError, match=r"no known tokenizer has 1000 tokens; put its tokenizer\.json beside"
+    ):
         load_tokenizer(vocab_size=1000)
-    with pytest.raises(TokenizerError, match="no tokenizer 'wrold'; give 'world', 'neox', 'byte' or the path"):
+    with pytest.raises(
+        TokenizerError, match="no tokenizer 'wrold'; give 'world', 'neox', 'byte' or the path"
+    ):
         load_tokenizer("wrold")
 
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
-    with pytest.raises(TokenizerError, match="GPT-NeoX-20B tokenizer is not on this machine; put its tokenizer.json"):
+    with pytest.raises(
+        TokenizerError, match=r"GPT-NeoX-20B tokenizer is not on this machine; put its tokenizer\.json"
+    ):
         load_tokenizer(vocab_size=50277, beside=tmp_path)
     file = byte_level_file(tmp_path / "20B_tokenizer.json")
     assert load_tokenizer(vocab_size=50277, beside=tmp_path / "model.pth").vocab_size == 269
@@ -91,7 +105,7 @@ def test_the_tokenizer_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TokenizerError, match="the tokenizer has 269 tokens but the model only 256"):
         load_tokenizer(file, vocab_size=256)
     file.write_text("<html>")
-    with pytest.raises(TokenizerError, match="is not a tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json"):
         load_tokenizer(file)
 
 
