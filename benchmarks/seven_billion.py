@@ -37,7 +37,8 @@ def eagle_7b() -> Iterator[NewTensor]:
         def values() -> Tensor:
             count = torch.Size(shape).numel()
             source = noise if count <= len(noise) else noise.repeat(-(-count // len(noise)))
-            return (source[:count].view(shape) * scale + offset).bfloat16()
+            scaled = source[:count].view(shape) * scale
+            return scaled + offset if offset else scaled
 
         return NewTensor(name, "BF16", shape, values)
 
@@ -117,9 +118,10 @@ def measure(path: Path, dtype: Any, tokens: int, generated: int) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where 15 GB fit")
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
+    parser.add_argument("--checkpoint", type=Path, help="use this file (made if absent) and keep it")
+    parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "int8"])
     parser.add_argument("--tokens", type=int, default=128, help="length of the embedded text")
     parser.add_argument("--generated", type=int, default=4, help="tokens generated after it")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -128,24 +130,22 @@ def main() -> None:
         print(json.dumps(measure(options.measure, options.dtypes[0], options.tokens, options.generated)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        path = Path(folder) / "eagle-7b-shapes.safetensors"
-        start = time.perf_counter()
-        write_safetensors(path, eagle_7b())
-        print(
-            f"wrote {path.stat().st_size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s",
-            file=sys.stderr,
-        )
+        path = options.checkpoint or Path(folder) / "eagle-7b-shapes.safetensors"
+        if not path.exists():
+            start = time.perf_counter()
+            write_safetensors(path, eagle_7b())
+            seconds = time.perf_counter() - start
+            print(f"wrote {path.stat().st_size / 1e9:.1f} GB in {seconds:.0f} s", file=sys.stderr)
         for dtype in options.dtypes:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.seven_billion",
-                "--measure",
-                str(path),
+            command = [sys.executable, "-m", "benchmarks.seven_billion", "--measure", str(path)]
+            command += [
                 "--dtypes",
                 dtype,
+                "--tokens",
+                str(options.tokens),
+                "--generated",
+                str(options.generated),
             ]
-            command += ["--tokens", str(options.tokens), "--generated", str(options.generated)]
             subprocess.run(command, check=True, env=os.environ)
 
 
