@@ -44,10 +44,9 @@ def test_world_ids_are_the_reference_ones(world: WorldTokenizer) -> None:
 
 
 @settings(deadline=None)  # the first example loads the vocabulary
-@given(st.text())
-def test_world_round_trip(text: str) -> None:
-    tokenizer = load_tokenizer("world")
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+@given(text=st.text())
+def test_world_round_trip(world: WorldTokenizer, text: str) -> None:
+    assert world.decode(world.encode(text)) == text
 
 
 @given(st.text())
