@@ -1,0 +1,204 @@
+"""RWKV-7 parameters as the CPU engine wants them: float32, ready for `x @ w`, and a token table that stays packed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_embed.config import ModelConfig
+from rwkv_embed.errors import CheckpointError
+from rwkv_embed.ops.fast.kernels import Array, Gates, Norm
+
+MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
+Tensors = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Token vectors (V, C) as stored: floats of any width, or int8 with a scale per row. Only rows in use are unpacked."""
+
+    packed: NDArray
+    scale: NDArray | None
+
+    def rows(self, tokens: NDArray[np.int64], out: Array) -> None:
+        """out (T, C) = the vectors of `tokens` (T,), float32."""
+        out[:] = self.packed[tokens]
+        if self.scale is not None:
+            out *= self.scale[tokens].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The two factors of one LoRA: (C, D) and (D, C)."""
+
+    down: Array
+    up: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. Square matrices are (in, out); `mix` (6, C) is in the order of MIXES; the first layer has no `v`."""
+
+    ln1: Norm
+    mix: Array
+    receptance: Array
+    key: Array
+    value: Array
+    output: Array
+    w: LowRank
+    a: LowRank
+    v: LowRank | None
+    g: LowRank
+    gates: Gates
+    ln2: Norm
+    ffn_mix: Array
+    ffn_key: Array
+    ffn_value: Array
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters in matrices, that is multiplications a token costs."""
+        square = (self.receptance, self.key, self.value, self.output, self.ffn_key, self.ffn_value)
+        return sum(matrix.size for matrix in square) + sum(
+            pair.down.size + pair.up.size for pair in (self.w, self.a, self.v, self.g) if pair is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All that turns tokens into hidden states."""
+
+    config: ModelConfig
+    table: TokenTable
+    ln0: Norm
+    layers: tuple[Layer, ...]
+    ln_out: Norm
+
+
+def read_safetensors(path: str | Path) -> dict[str, NDArray]:
+    """The tensors of a .safetensors file, without torch. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no weights file at {path}; check the path") from error
+    except (SafetensorError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as float16, float32 or int8 safetensors ({error}); "
+            "bfloat16 files load through rwkv_embed.load_model"
+        ) from error
+
+
+def build_weights(tensors: Tensors) -> Weights:
+    """Sizes from shapes, parameters converted; names may have the prefix `rwkv.`. Raises CheckpointError."""
+    take = _Taker(tensors)
+    table = _token_table(take)
+    n_embd = table.packed.shape[1]
+    n_layer = take.count_layers()
+    layers = tuple(_layer(take, i, n_embd) for i in range(n_layer))
+    ln0, ln_out = take.norm("blocks.0.ln0", n_embd), take.norm("ln_out", n_embd)
+    if take.problems:
+        raise CheckpointError("not a whole RWKV-7 checkpoint: " + "; ".join(take.problems))
+    n_head, head_size = take.shape("blocks.0.att.r_k")
+    config = ModelConfig(
+        version="7", n_layer=n_layer, n_embd=n_embd, n_head=n_head, head_size=head_size,
+        n_ffn=layers[0].ffn_key.shape[1], vocab_size=len(table.packed),
+        kind="embedder" if take.has_heads else "language-model",
+    )  # fmt: skip
+    return Weights(config, table, ln0, layers, ln_out)
+
+
+def _token_table(take: "_Taker") -> TokenTable:
+    packed, scale = take.raw("emb.weight.int8"), take.raw("emb.weight.scale")
+    if packed is not None and scale is not None:
+        if packed.ndim != 2 or scale.size != len(packed):
+            raise CheckpointError(
+                f"emb.weight.int8 has shape {packed.shape} and emb.weight.scale {scale.shape}; expected (V, C) and (V, 1)"
+            )
+        return TokenTable(packed, scale.reshape(-1, 1))
+    table = take.raw("emb.weight")
+    if table is None or table.ndim != 2:
+        raise CheckpointError("no token table: expected emb.weight (V, C), or emb.weight.int8 with emb.weight.scale")
+    return TokenTable(table, None)
+
+
+def _layer(take: "_Taker", i: int, C: int) -> Layer:
+    att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
+
+    def low_rank(letter: str) -> LowRank:
+        return LowRank(take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C))
+
+    return Layer(
+        ln1=take.norm(f"blocks.{i}.ln1", C),
+        mix=np.stack([take.vector(att + name, C) for name in MIXES]),
+        receptance=take.linear(att + "receptance.weight", C, C),
+        key=take.linear(att + "key.weight", C, C),
+        value=take.linear(att + "value.weight", C, C),
+        output=take.linear(att + "output.weight", C, C),
+        w=low_rank("w"),
+        a=low_rank("a"),
+        v=low_rank("v") if i else None,
+        g=low_rank("g"),
+        gates=Gates(
+            *(take.vector(att + name, C) for name in ("w0", "a0")),
+            take.vector(att + "v0", C) if i else None,
+            *(take.vector(att + name, C) for name in ("k_k", "k_a", "r_k")),
+            take.norm(att + "ln_x", C),
+        ),
+        ln2=take.norm(f"blocks.{i}.ln2", C),
+        ffn_mix=take.vector(ffn + "x_k", C)[None],
+        ffn_key=take.linear(ffn + "key.weight", None, C),
+        ffn_value=take.linear(ffn + "value.weight", C, None),
+    )
+
+
+class _Taker:
+    """Takes tensors by name, checks their shapes, and collects every problem before anything is refused."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = {name.removeprefix("rwkv."): tensor for name, tensor in tensors.items()}
+        self.has_heads = any(name.startswith("head.") and name != "head.weight" for name in self._tensors)
+        self.problems: list[str] = []
+
+    def raw(self, name: str) -> NDArray | None:
+        return self._tensors.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def count_layers(self) -> int:
+        numbers = [int(name.split(".")[1]) for name in self._tensors if name.startswith("blocks.")]
+        return max(numbers, default=-1) + 1
+
+    def vector(self, name: str, size: int) -> Array:
+        return self._checked(name, (size,), flat=True)
+
+    def norm(self, name: str, size: int) -> Norm:
+        return Norm(self.vector(name + ".weight", size), self.vector(name + ".bias", size))
+
+    def linear(self, name: str, rows: int | None, columns: int | None) -> Array:
+        """A torch Linear weight (out, in), transposed."""
+        return np.ascontiguousarray(self._checked(name, (rows, columns)).T)
+
+    def down(self, name: str, size: int) -> Array:
+        return self._checked(name, (size, None))
+
+    def up(self, name: str, size: int) -> Array:
+        return self._checked(name, (None, size))
+
+    def _checked(self, name: str, expected: tuple[int | None, ...], flat: bool = False) -> Array:
+        tensor = self._tensors.get(name)
+        placeholder = np.zeros([size or 1 for size in expected], np.float32)
+        if tensor is None:
+            self.problems.append(f"{name} is missing")
+            return placeholder
+        tensor = tensor.reshape(-1) if flat else tensor
+        if len(tensor.shape) != len(expected) or any(b not in (None, a) for a, b in zip(tensor.shape, expected, strict=True)):
+            wanted = ", ".join("any" if size is None else str(size) for size in expected)
+            self.problems.append(f"{name} has shape {tuple(tensor.shape)}, expected ({wanted})")
+            return placeholder
+        return np.ascontiguousarray(tensor, np.float32)
