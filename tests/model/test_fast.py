@@ -14,7 +14,6 @@ from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
 from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.ops.fast.kernels import NumpyKernels, load_kernels
 from rwkv_embed.ops.fast.model import _pack
-from rwkv_embed.ops.fast.threads import _blas, single_threaded_blas
 
 TOLERANCE = 1e-4
 
@@ -113,12 +112,13 @@ def random_checkpoint(seed=0, n_layer=3, n_head=2, head_size=64, vocab=50, lora=
 
 
 TENSORS = random_checkpoint()
+CONFIG = FastRWKV7(TENSORS).config
 TEXTS = [list(np.random.default_rng(n).integers(0, 50, n)) for n in (1, 2, 3, 31, 32, 33, 70, 5)]
 
 
 @pytest.fixture(params=["c", "numpy"])
 def model(request):
-    kernels = load_kernels(64) if request.param == "c" else NumpyKernels(64)
+    kernels = load_kernels(CONFIG) if request.param == "c" else NumpyKernels(64)
     if kernels.name != request.param:
         pytest.skip("the compiled kernels are not built")
     return FastRWKV7(TENSORS, threads=2, token_budget=32, kernels=kernels)

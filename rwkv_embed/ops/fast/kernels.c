@@ -1,4 +1,4 @@
-/* RWKV-7 between its matrix products: layer norm + token shift, and time mixing's recurrence.
+/* RWKV-7 on a CPU: matrix products with weights packed once, layer norm + token shift, time mixing's recurrence.
  *
  * Texts are packed: one stream of T tokens, text s at positions starts[s] .. starts[s + 1] - 1, so there is no
  * padding and every loop below begins a new text by itself. All arrays are float32, C order; C = n_head * N.
@@ -20,7 +20,8 @@
 
 /* One binary for every processor: the loader picks the clone (needs ifunc, that is glibc on x86). */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define CHOOSES_CPU
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_CPU
 #endif
@@ -31,8 +32,19 @@
 #define INLINE static inline
 #endif
 
-#define MAX_HEAD 256 /* largest head size; kernels.py refuses more */
-#define LANES 8      /* head sizes are multiples of this; kernels.py refuses others */
+#if defined(__GNUC__)
+#define PREFETCH(ADDRESS) __builtin_prefetch(ADDRESS, 0, 2)
+#else
+#define PREFETCH(ADDRESS)
+#endif
+
+#define MAX_HEAD 256       /* largest head size; kernels.py refuses more */
+#define LANES 8            /* head sizes are multiples of this; kernels.py refuses others */
+#define PANEL (2 * LANES)  /* columns of a matrix that are packed together; widths are multiples of it */
+
+/* LANES and PANEL floats, as GCC and Clang have them on every processor; memory need not be aligned, and may alias floats. */
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float Wide __attribute__((vector_size(PANEL * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 /* e^x to about 2 units in the last place (Cephes' polynomial); written so that compilers vectorise it. */
 INLINE float exp_(float x) {
@@ -54,6 +66,19 @@ INLINE float exp_(float x) {
 
 INLINE float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
+/* e^x for the decay, -0.61 <= x <= 0: Taylor's series of e^(x/2), squared; the first term left out is below 1e-7. */
+INLINE float exp_small(float x) {
+    x *= 0.5f;
+    float p = 1.0f / 720.0f;
+    p = p * x + 1.0f / 120.0f;
+    p = p * x + 1.0f / 24.0f;
+    p = p * x + 1.0f / 6.0f;
+    p = p * x + 0.5f;
+    p = p * x + 1.0f;
+    p = p * x + 1.0f;
+    return p * p;
+}
+
 /* Mean and 1/sqrt(variance + eps) of n values; two passes, because one pass cancels. */
 INLINE void moments(const float *x, int64_t n, float eps, float *mean, float *scale) {
     float sum = 0.0f, square = 0.0f;
@@ -70,6 +95,70 @@ INLINE void add_to(float *x, const float *delta, int64_t n) {
     if (!delta) return;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] += delta[i];
+}
+
+/* out (rows, PANEL) = x (rows, K) @ panel (K, PANEL), or out += it: all sums stay in registers while k goes by.
+ * Sums of a row do not depend on how many rows there are, so neither does a text's vector on its neighbours. */
+#define DEFINE_TILE(NAME, TYPE, PARTS)                                                                               \
+    INLINE void NAME(const int rows, int64_t K, int64_t N, const float *x, int64_t stride, const float *panel,      \
+                     float *out, int add) {                                                                         \
+        TYPE sum[PARTS == 1 ? 12 : 6][PARTS];                                                                       \
+        for (int i = 0; i < rows; i++)                                                                              \
+            for (int j = 0; j < PARTS; j++) sum[i][j] = add ? ((const TYPE *)(out + i * N))[j] : (TYPE){0};         \
+        for (int64_t k = 0; k < K; k++) {                                                                           \
+            const TYPE *weights = (const TYPE *)(panel + k * PANEL);                                                \
+            PREFETCH(panel + (k + stride) * PANEL); /* the next panel: few rows would wait for memory */           \
+            for (int i = 0; i < rows; i++)                                                                          \
+                for (int j = 0; j < PARTS; j++) sum[i][j] += x[i * stride + k] * weights[j];                        \
+        }                                                                                                           \
+        for (int i = 0; i < rows; i++)                                                                              \
+            for (int j = 0; j < PARTS; j++) ((TYPE *)(out + i * N))[j] = sum[i][j];                                 \
+    }
+DEFINE_TILE(tile, Vector, 2)    /* 6 x 2 sums of 8: the 16 registers of AVX2 */
+DEFINE_TILE(wide_tile, Wide, 1) /* 12 sums of 16: the 32 registers of AVX-512 */
+
+#define DEPTH 384 /* rows of a panel used at a time: 24 KB, which stay in the first-level cache */
+
+/* The loops around a tile of up to HEIGHT rows; CASES calls it with the constant number of rows that are left. */
+#define MATMUL_LOOPS(TILE, HEIGHT, CASES)                                                                            \
+    for (int64_t k = 0; k < K; k += DEPTH)                                                                          \
+        for (int64_t n = 0; n < N; n += PANEL) {                                                                    \
+            const int64_t depth = K - k < DEPTH ? K - k : DEPTH;                                                    \
+            const float *panel = packed + n * K + k * PANEL;                                                        \
+            for (int64_t m = 0; m < M; m += HEIGHT) {                                                               \
+                const float *from = x + m * K + k;                                                                  \
+                float *to = out + m * N + n;                                                                        \
+                switch (M - m < HEIGHT ? M - m : HEIGHT) { CASES }                                                  \
+            }                                                                                                       \
+        }
+#define CASE(TILE, ROWS)                                                                                             \
+    case ROWS:                                                                                                      \
+        TILE(ROWS, depth, N, from, K, panel, to, k > 0);                                                            \
+        break;
+#define SIX_CASES(TILE) CASE(TILE, 1) CASE(TILE, 2) CASE(TILE, 3) CASE(TILE, 4) CASE(TILE, 5) CASE(TILE, 6)
+#define TWELVE_CASES(TILE) \
+    SIX_CASES(TILE) CASE(TILE, 7) CASE(TILE, 8) CASE(TILE, 9) CASE(TILE, 10) CASE(TILE, 11) CASE(TILE, 12)
+
+#ifdef CHOOSES_CPU
+__attribute__((target("arch=x86-64-v4"))) static void matmul_wide(int64_t M, int64_t K, int64_t N, const float *x,
+                                                                  const float *packed, float *out) {
+    MATMUL_LOOPS(wide_tile, 12, TWELVE_CASES(wide_tile))
+}
+#endif
+
+FOR_EACH_CPU static void matmul(int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
+    MATMUL_LOOPS(tile, 6, SIX_CASES(tile))
+}
+
+/* out (M, N) = x (M, K) @ w (K, N); packed (N / PANEL, K, PANEL) is w. */
+EXPORT void rwkv_matmul(int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
+#ifdef CHOOSES_CPU
+    if (__builtin_cpu_supports("avx512f")) {
+        matmul_wide(M, K, N, x, packed, out);
+        return;
+    }
+#endif
+    matmul(M, K, N, x, packed, out);
 }
 
 /* x += delta; out = layer_norm(x). x, out (rows, C); delta (rows, C) or NULL; weight, bias (C). */
@@ -130,40 +219,36 @@ typedef struct {
 } Token;
 
 /* S[j] = S[j] * w[j] - (S^T kk) b[j] + v k[j], a row of S per key, and y = S^T r when `read`.
- * Values (i) are independent of each other: WIDTH of them stay in registers while the keys (j) go by. */
-INLINE void step(float *S, int64_t N, const Token *token, int read, float *y) {
-    enum { WIDTH = 4 * LANES };
-    for (int64_t i0 = 0; i0 < N; i0 += WIDTH) {
-        const int64_t width = N - i0 < WIDTH ? N - i0 : WIDTH;
-        float even[WIDTH] = {0}, odd[WIDTH] = {0}, sum[WIDTH] = {0};
-        const float *v = token->v + i0;
-        if (width == WIDTH) { /* the same loops with a constant trip count, which compilers keep in registers */
-            for (int64_t j = 0; j < N; j += 2)
-                for (int i = 0; i < WIDTH; i++) {
-                    even[i] -= S[j * N + i0 + i] * token->kk[j];
-                    odd[i] -= S[(j + 1) * N + i0 + i] * token->kk[j + 1];
-                }
-            for (int i = 0; i < WIDTH; i++) even[i] += odd[i];
-            for (int64_t j = 0; j < N; j++) {
-                float *row = S + j * N + i0;
-                const float w = token->w[j], b = token->b[j], k = token->k[j], r = token->r[j];
-                for (int i = 0; i < WIDTH; i++) {
-                    row[i] = row[i] * w + even[i] * b + v[i] * k;
-                    if (read) sum[i] += row[i] * r;
-                }
-            }
-        } else {
-            for (int64_t j = 0; j < N; j++)
-                for (int64_t i = 0; i < width; i++) even[i] -= S[j * N + i0 + i] * token->kk[j];
-            for (int64_t j = 0; j < N; j++)
-                for (int64_t i = 0; i < width; i++) {
-                    float *cell = S + j * N + i0 + i;
-                    *cell = *cell * token->w[j] + even[i] * token->b[j] + v[i] * token->k[j];
-                    sum[i] += *cell * token->r[j];
-                }
+ * Values (i) are independent of each other: `columns` vectors of them stay in registers while the keys (j) go by. */
+INLINE void step_columns(float *S, int64_t N, const Token *token, int64_t i0, int columns, int read, float *y) {
+    Vector removed[4] = {{0}}, odd[4] = {{0}}, sum[4] = {{0}}, v[4];
+    for (int64_t j = 0; j < N; j += 2) { /* two chains, to hide the latency of the additions */
+        const Vector *row = (const Vector *)(S + j * N + i0), *next = (const Vector *)(S + (j + 1) * N + i0);
+        for (int i = 0; i < columns; i++) {
+            removed[i] -= row[i] * token->kk[j];
+            odd[i] -= next[i] * token->kk[j + 1];
         }
-        if (read) memcpy(y + i0, sum, (size_t)width * sizeof(float));
     }
+    for (int i = 0; i < columns; i++) {
+        removed[i] += odd[i];
+        v[i] = ((const Vector *)(token->v + i0))[i];
+    }
+    for (int64_t j = 0; j < N; j++) {
+        Vector *row = (Vector *)(S + j * N + i0);
+        for (int i = 0; i < columns; i++) {
+            const Vector cell = row[i] * token->w[j] + removed[i] * token->b[j] + v[i] * token->k[j];
+            row[i] = cell;
+            if (read) sum[i] += cell * token->r[j];
+        }
+    }
+    if (read)
+        for (int i = 0; i < columns; i++) ((Vector *)(y + i0))[i] = sum[i];
+}
+
+INLINE void step(float *S, int64_t N, const Token *token, int read, float *y) {
+    int64_t i0 = 0;
+    for (; i0 + 4 * LANES <= N; i0 += 4 * LANES) step_columns(S, N, token, i0, 4, read, y);
+    for (; i0 < N; i0 += LANES) step_columns(S, N, token, i0, 1, read, y);
 }
 
 typedef struct { /* the time mixing of one layer, per channel; v0 is NULL in the first layer */
@@ -180,10 +265,12 @@ INLINE void prepare(Token *token, const Layer *p, const Products *x, int64_t at,
     const float *w = x->w + at, *a = x->a + at, *k = x->k + at, *v = x->v + at;
     const float *w0 = p->w0 + c0, *a0 = p->a0 + c0, *k_k = p->k_k + c0, *k_a = p->k_a + c0;
     float square = 0.0f;
+#pragma omp simd
+    for (int64_t i = 0; i < N; i++) /* 0.606531 = exp(-0.5), as in PyPI rwkv */
+        token->w[i] = exp_small(-0.606531f * sigmoid_(w0[i] + w[i]));
 #pragma omp simd reduction(+ : square)
     for (int64_t i = 0; i < N; i++) {
         const float rate = sigmoid_(a0[i] + a[i]), kk = k[i] * k_k[i];
-        token->w[i] = exp_(-0.606531f * sigmoid_(w0[i] + w[i])); /* 0.606531 = exp(-0.5), as in PyPI rwkv */
         token->k[i] = k[i] * (1.0f + (rate - 1.0f) * k_a[i]);
         token->kk[i] = kk;
         token->b[i] = kk * rate;

@@ -1,4 +1,4 @@
-"""What happens between the matrix products, behind one protocol: in C (`kernels.c`), or in NumPy with the same numbers.
+"""The operations of an RWKV-7 layer behind one protocol: in C (`kernels.c`), or in NumPy with the same numbers.
 
 Texts are packed, without padding: `starts` (n + 1, int64) are cumulative lengths, text s is at positions
 starts[s] ... starts[s + 1] - 1 of a stream of T tokens. Arrays are float32 and C-contiguous.
@@ -7,10 +7,12 @@ starts[s] ... starts[s + 1] - 1 of a stream of T tokens. Arrays are float32 and 
 import ctypes
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rwkv_embed.config import ModelConfig
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -20,6 +22,7 @@ GROUP_NORM_EPS = 64e-5
 LOG_DECAY = -0.606531  # -exp(-0.5) as PyPI `rwkv` has it
 _MAX_HEAD_SIZE = 256  # MAX_HEAD and LANES of kernels.c
 _HEAD_SIZE_STEP = 8
+PANEL = 16  # PANEL of kernels.c: widths of matrices are multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,16 @@ class Products:
 
 
 class Kernels(Protocol):
-    """The operations of an RWKV-7 layer that are not matrix products."""
+    """The operations of an RWKV-7 layer."""
 
     name: str
+    releases_gil: bool  # whether threads of ours use more cores
+
+    def pack(self, matrix: Array) -> Any:
+        """A matrix (K, N) as `matmul` wants it; made once, at load."""
+
+    def matmul(self, x: Array, packed: Any, out: Array) -> Array:
+        """out (M, N) = x (M, K) @ matrix; returns out."""
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         """x += delta; out = layer_norm(x); all (rows, C)."""
@@ -86,9 +96,11 @@ class Kernels(Protocol):
         """
 
 
-def load_kernels(head_size: int) -> Kernels:
-    """The compiled kernels where they are built and fit the head size, else NumPy."""
+def load_kernels(config: ModelConfig) -> Kernels:
+    """The compiled kernels where they are built and fit the sizes, else NumPy."""
+    head_size = config.head_size
     fits = head_size <= _MAX_HEAD_SIZE and head_size % _HEAD_SIZE_STEP == 0
+    fits = fits and config.n_embd % PANEL == 0 and config.n_ffn % PANEL == 0
     spec = find_spec("rwkv_embed.ops.fast._kernels")
     if fits and spec is not None and spec.origin is not None:
         return CompiledKernels(spec.origin, head_size)
@@ -113,11 +125,14 @@ class CompiledKernels:
     """`kernels.c` through ctypes: the GIL is released while they run."""
 
     name = "c"
+    releases_gil = True
 
     def __init__(self, path: str, head_size: int) -> None:
         library = ctypes.CDLL(path)
         size, pointer = ctypes.c_int64, ctypes.c_void_p
         self._head_size = head_size
+        self._matmul = library.rwkv_matmul
+        self._matmul.argtypes = [size] * 3 + [pointer] * 3
         self._norm = library.rwkv_norm
         self._norm.argtypes = [size] * 2 + [pointer] * 5
         self._norm_shift = library.rwkv_norm_shift
@@ -126,8 +141,17 @@ class CompiledKernels:
         self._relu_square.argtypes = [size, pointer]
         self._wkv = library.rwkv_wkv
         self._wkv.argtypes = [size, pointer, pointer, size, size] + [pointer] * 4
-        for function in (self._norm, self._norm_shift, self._relu_square, self._wkv):
+        for function in (self._matmul, self._norm, self._norm_shift, self._relu_square, self._wkv):
             function.restype = None
+
+    def pack(self, matrix: Array) -> Array:
+        """(N / PANEL, K, PANEL): a product reads it from beginning to end, once."""
+        rows, columns = matrix.shape
+        return np.ascontiguousarray(matrix.reshape(rows, columns // PANEL, PANEL).transpose(1, 0, 2))
+
+    def matmul(self, x: Array, packed: Any, out: Array) -> Array:
+        self._matmul(*x.shape, out.shape[1], _at(x), _at(packed), _at(out))
+        return out
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         self._norm(*x.shape, _at(x), _at(delta), _at(norm.weight), _at(norm.bias), _at(out))
@@ -160,9 +184,16 @@ class NumpyKernels:
     """The same operations in NumPy: no compiler needed, and the measure of the compiled ones."""
 
     name = "numpy"
+    releases_gil = False
 
     def __init__(self, head_size: int) -> None:
         self._head_size = head_size
+
+    def pack(self, matrix: Array) -> Array:
+        return matrix
+
+    def matmul(self, x: Array, packed: Any, out: Array) -> Array:
+        return np.matmul(x, packed, out=out)
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         if delta is not None:

@@ -11,9 +11,9 @@ with its state, so memory does not depend on length.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,8 @@ from numpy.typing import ArrayLike
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError, TokenizerError
-from rwkv_embed.ops.fast.kernels import Array, Index, Kernels, Products, load_kernels
-from rwkv_embed.ops.fast.threads import single_threaded_blas
-from rwkv_embed.ops.fast.weights import Layer, LowRank, Tensors, Weights, build_weights, read_safetensors
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, load_kernels
+from rwkv_embed.ops.fast.weights import Layer, LowRank, Tensors, build_weights, read_safetensors
 
 TOKEN_BUDGET = 512  # tokens a batch: buffers stay near the cache, and products are long enough to run at full speed
 _SMALLEST_BATCH = 32  # below this many tokens a second thread costs more than it brings
@@ -47,12 +46,14 @@ class FastRWKV7:
 
         `threads` (default: the processors this process may use) are busy only inside a call.
         """
-        self._weights: Weights = build_weights(tensors)
-        self.config = self._weights.config
+        weights = build_weights(tensors)
+        self.config = weights.config
         if config is not None and _sizes(config) != _sizes(self.config):
             raise ValueError(f"the configuration says {config} but the tensors are of {self.config}")
-        self.threads = threads or _processors()
-        self.kernels = kernels or load_kernels(self.config.head_size)
+        self.kernels = kernels or load_kernels(self.config)
+        self.threads = (threads or _processors()) if self.kernels.releases_gil else 1
+        self.flops_per_token = _flops_per_token(weights.layers)
+        self._weights = replace(weights, layers=tuple(layer.packed(self.kernels) for layer in weights.layers))
         self._budget = token_budget
         self._idle: list[_Workspace] = []  # list.pop and list.append are atomic: no lock
 
@@ -60,14 +61,6 @@ class FastRWKV7:
     def from_file(cls, path: str | Path, *, threads: int | None = None) -> "FastRWKV7":
         """A .safetensors checkpoint. Raises CheckpointError."""
         return cls(read_safetensors(path), threads=threads)
-
-    @property
-    def flops_per_token(self) -> int:
-        """2 x the matrix parameters that every token of a text passes through (the rest is paid once a text)."""
-        *before, last = self._weights.layers
-        skipped = (last.receptance, last.output, last.g.down, last.g.up, last.ffn_key, last.ffn_value)
-        all_layers = sum(layer.matrix_parameters for layer in (*before, last))
-        return 2 * (all_layers - sum(matrix.size for matrix in skipped))
 
     def zero_state(self) -> State:
         """The state before a text."""
@@ -100,21 +93,18 @@ class FastRWKV7:
             for i, row, end in zip(texts_of_batch, rows, after, strict=True):
                 outputs[i], ends[i] = row, end
 
-        self._run_all(run, _pack([len(text) for text in texts], self._budget, self.threads))
+        batches = _pack([len(text) for text in texts], self._budget, self.threads)
+        if self.threads == 1 or len(batches) == 1:
+            for texts_of_batch in batches:
+                run(texts_of_batch)
+        else:
+            with ThreadPoolExecutor(self.threads, "rwkv7") as pool:
+                for _ in pool.map(run, batches):  # asks for each result, so that errors are raised here
+                    pass
         kept = ends if return_states else None
         if full_output:
             return outputs, kept
         return np.stack(outputs) if outputs else np.empty((0, self.config.n_embd), np.float32), kept
-
-    def _run_all(self, run, batches: list[list[int]]) -> None:  # type: ignore[no-untyped-def]
-        if self.threads == 1 or len(batches) == 1:
-            with single_threaded_blas():
-                for batch in batches:
-                    run(batch)
-            return
-        with single_threaded_blas(), ThreadPoolExecutor(self.threads, "rwkv7") as pool:
-            for _ in pool.map(run, batches):
-                pass
 
     def _run(
         self, texts: list[Index], begin: list[State] | None, full: bool, keep: bool
@@ -127,7 +117,7 @@ class FastRWKV7:
         try:
             workspace = self._idle.pop()
         except IndexError:
-            workspace = _Workspace(self._weights, self._budget)
+            workspace = _Workspace(self.config, self._budget)
         if pieces == 1:
             rows = self._forward(workspace, texts, stacked, full)
         else:
@@ -180,17 +170,17 @@ class FastRWKV7:
         if T > M:
             at = _last_positions(starts, rows)
             xr, xg = xr[at], xg[at]
-        r = np.matmul(xr, layer.receptance, out=ws.r[:M])
-        k = np.matmul(xk, layer.key, out=ws.k[:T])
-        v = np.matmul(xv, layer.value, out=(ws.v_first if is_first else ws.v)[:T])
-        w = _low_rank(xw, layer.w, ws.w[:T], np.tanh)
-        a = _low_rank(xa, layer.a, ws.a[:T])
-        g = _low_rank(xg, layer.g, ws.g[:M], _sigmoid)
-        v_gate = None if layer.v is None else _low_rank(xv, layer.v, ws.v_gate[:T])
+        r = self.kernels.matmul(xr, layer.receptance, ws.r[:M])
+        k = self.kernels.matmul(xk, layer.key, ws.k[:T])
+        v = self.kernels.matmul(xv, layer.value, (ws.v_first if is_first else ws.v)[:T])
+        w = self._low_rank(xw, layer.w, ws.w[:T], np.tanh)
+        a = self._low_rank(xa, layer.a, ws.a[:T])
+        g = self._low_rank(xg, layer.g, ws.g[:M], _sigmoid)
+        v_gate = None if layer.v is None else self._low_rank(xv, layer.v, ws.v_gate[:T])
         products = Products(r, w, k, v, a, g, v_gate, None if is_first else ws.v_first[:T])
         out = ws.out[:M]
         self.kernels.wkv(starts, rows, layer.gates, products, wkv, out)
-        return np.matmul(out, layer.output, out=ws.delta[:M])
+        return self.kernels.matmul(out, layer.output, ws.delta[:M])
 
     def _channel_mixing(
         self, ws: "_Workspace", layer: Layer, starts: Index, x: Array, delta: Array, shift: Array, reads_all: bool
@@ -202,9 +192,17 @@ class FastRWKV7:
         if not reads_all:
             last = starts[1:] - 1
             xk, x = xk[last], x[last]
-        hidden = np.matmul(xk, layer.ffn_key, out=ws.hidden[: len(x)])
+        hidden = self.kernels.matmul(xk, layer.ffn_key, ws.hidden[: len(x)])
         self.kernels.relu_square(hidden)
-        return np.matmul(hidden, layer.ffn_value, out=ws.delta[: len(x)]), x
+        return self.kernels.matmul(hidden, layer.ffn_value, ws.delta[: len(x)]), x
+
+    def _low_rank(
+        self, x: Array, pair: LowRank, out: Array, activation: Callable[..., object] | None = None
+    ) -> Array:
+        inner = self.kernels.matmul(x, pair.down, np.empty((len(x), -(-pair.width // PANEL) * PANEL), np.float32))
+        if activation is not None:
+            activation(inner, out=inner)
+        return self.kernels.matmul(inner, pair.up, out)
 
     def _tokens(self, text: Sequence[int], i: int) -> Index:
         tokens = np.asarray(text, np.int64)
@@ -240,9 +238,8 @@ class FastRWKV7:
 class _Workspace:
     """Buffers of one batch, used again for the next: no page faults between batches."""
 
-    def __init__(self, weights: Weights, tokens: int) -> None:
-        c = weights.config
-        self._tokens, self._channels = tokens, c.n_embd
+    def __init__(self, c: ModelConfig, tokens: int) -> None:
+        self._channels = c.n_embd
         shape = (tokens, c.n_embd)
         self.x, self.delta, self.r, self.w, self.k, self.v, self.a, self.g, self.v_gate, self.v_first, self.out = (
             np.empty(shape, np.float32) for _ in range(11)
@@ -257,13 +254,6 @@ class _Workspace:
     def zeros(self, n: int) -> Array:
         """Token shift's past of texts that begin."""
         return np.zeros((n, self._channels), np.float32)
-
-
-def _low_rank(x: Array, pair: LowRank, out: Array, activation=None) -> Array:  # type: ignore[no-untyped-def]
-    inner = x @ pair.down
-    if activation is not None:
-        activation(inner, out=inner)
-    return np.matmul(inner, pair.up, out=out)
 
 
 def _sigmoid(x: Array, out: Array) -> None:
@@ -291,6 +281,20 @@ def _pack(lengths: list[int], budget: int, threads: int) -> list[list[int]]:
         batches[-1].append(i)
         room -= length
     return batches
+
+
+def _flops_per_token(layers: tuple[Layer, ...]) -> int:
+    """2 x the matrix parameters each token passes through; what only a text's end passes is left out."""
+    total = 0
+    for i, layer in enumerate(layers):
+        matrices = [layer.key, layer.value]
+        pairs = [layer.w, layer.a, layer.v]
+        if i + 1 < len(layers):
+            matrices += [layer.receptance, layer.output, layer.ffn_key, layer.ffn_value]
+            pairs += [layer.g]
+        total += sum(matrix.size for matrix in matrices)
+        total += sum(pair.width * (len(pair.down) + pair.up.shape[1]) for pair in pairs if pair is not None)
+    return 2 * total
 
 
 def _sizes(config: ModelConfig) -> tuple[int, ...]:

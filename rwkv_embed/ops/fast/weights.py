@@ -1,15 +1,16 @@
 """RWKV-7 parameters as the CPU engine wants them: float32, ready for `x @ w`, and a token table that stays packed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
-from rwkv_embed.ops.fast.kernels import Array, Gates, Norm
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Kernels, Norm
 
 MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
 Tensors = Mapping[str, NDArray]
@@ -31,38 +32,44 @@ class TokenTable:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The two factors of one LoRA: (C, D) and (D, C)."""
+    """The two factors of one LoRA: (C, D) and (D, C), D filled up with zeros to a multiple of PANEL."""
 
-    down: Array
-    up: Array
+    down: Any
+    up: Any
+    width: int
+
+    def packed(self, kernels: Kernels) -> "LowRank":
+        return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block. Square matrices are (in, out); `mix` (6, C) is in the order of MIXES; the first layer has no `v`."""
+    """One block. Matrices are (in, out), or packed by the kernels that use them; the first layer has no `v`."""
 
     ln1: Norm
-    mix: Array
-    receptance: Array
-    key: Array
-    value: Array
-    output: Array
+    mix: Array  # (6, C) in the order of MIXES
+    receptance: Any
+    key: Any
+    value: Any
+    output: Any
     w: LowRank
     a: LowRank
     v: LowRank | None
     g: LowRank
     gates: Gates
     ln2: Norm
-    ffn_mix: Array
-    ffn_key: Array
-    ffn_value: Array
+    ffn_mix: Array  # (1, C)
+    ffn_key: Any
+    ffn_value: Any
 
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters in matrices, that is multiplications a token costs."""
-        square = (self.receptance, self.key, self.value, self.output, self.ffn_key, self.ffn_value)
-        return sum(matrix.size for matrix in square) + sum(
-            pair.down.size + pair.up.size for pair in (self.w, self.a, self.v, self.g) if pair is not None
+    def packed(self, kernels: Kernels) -> "Layer":
+        """The same layer with every matrix as `kernels.matmul` wants it."""
+        square = ("receptance", "key", "value", "output", "ffn_key", "ffn_value")
+        pairs = {name: getattr(self, name) for name in "wavg"}
+        return replace(
+            self,
+            **{name: kernels.pack(getattr(self, name)) for name in square},
+            **{name: pair and pair.packed(kernels) for name, pair in pairs.items()},
         )
 
 
@@ -130,7 +137,11 @@ def _layer(take: "_Taker", i: int, C: int) -> Layer:
     att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
 
     def low_rank(letter: str) -> LowRank:
-        return LowRank(take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C))
+        down, up = take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C)
+        if down.shape[1] != len(up):
+            take.problems.append(f"{att}{letter}1 has shape {down.shape} and {letter}2 {up.shape}: they do not multiply")
+        fill = -len(up) % PANEL
+        return LowRank(np.pad(down, ((0, 0), (0, fill))), np.pad(up, ((0, fill), (0, 0))), len(up))
 
     return Layer(
         ln1=take.norm(f"blocks.{i}.ln1", C),
