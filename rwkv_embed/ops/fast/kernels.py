@@ -1,4 +1,4 @@
-"""The operations of an RWKV-7 layer behind one protocol: in C (`kernels.c`), or in NumPy with the same numbers.
+"""The operations of an RWKV-7 layer behind one protocol: in C (`kernels.c`), or the same numbers in NumPy.
 
 Texts are packed, without padding: `starts` (n + 1, int64) are cumulative lengths, text s is at positions
 starts[s] ... starts[s + 1] - 1 of a stream of T tokens. Arrays are float32 and C-contiguous.
@@ -48,7 +48,7 @@ class Gates:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Products of one layer's shifted input. (T, C), but `r`, `g` and the result only at the rows that are read."""
+    """Products of one layer's shifted input: (T, C), but `r` and `g` only at the rows that are read."""
 
     r: Array
     w: Array
@@ -87,12 +87,18 @@ class Kernels(Protocol):
         """x = relu(x)^2 in place."""
 
     def wkv(
-        self, starts: Index, row_starts: Index, gates: Gates, products: Products, state: Array | None, out: Array
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Gates,
+        products: Products,
+        state: Array | None,
+        out: Array,
     ) -> None:
         """The recurrence, its gates before and the group norm, bonus and output gate after it.
 
         Text s is read at its last row_starts[s+1] - row_starts[s] positions; out (row_starts[-1], C). `state`
-        (n, H, N, N) is replaced by the state after each text; None: texts start at zero and the state is dropped.
+        (n, H, N, N) becomes the state after each text; None: texts start at zero and the state is dropped.
         """
 
 
@@ -107,14 +113,16 @@ def load_kernels(config: ModelConfig) -> Kernels:
     return NumpyKernels(head_size)
 
 
+def _pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
 class _LayerPointers(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_weight", "ln_bias")]
+    _fields_ = _pointers("w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_weight", "ln_bias")
 
 
 class _ProductPointers(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p) for name in ("r", "w", "k", "v", "a", "g", "v_gate", "v_first", "out")
-    ]
+    _fields_ = _pointers("r", "w", "k", "v", "a", "g", "v_gate", "v_first", "out")
 
 
 def _at(array: NDArray | None) -> int | None:
@@ -129,7 +137,8 @@ class CompiledKernels:
 
     def __init__(self, path: str, head_size: int) -> None:
         library = ctypes.CDLL(path)
-        size, pointer = ctypes.c_int64, ctypes.c_void_p
+        size: type[ctypes._SimpleCData] = ctypes.c_int64
+        pointer: type[ctypes._SimpleCData] = ctypes.c_void_p
         self._head_size = head_size
         self._matmul = library.rwkv_matmul
         self._matmul.argtypes = [size] * 3 + [pointer] * 3
@@ -166,7 +175,13 @@ class CompiledKernels:
         self._relu_square(x.size, _at(x))
 
     def wkv(
-        self, starts: Index, row_starts: Index, gates: Gates, products: Products, state: Array | None, out: Array
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Gates,
+        products: Products,
+        state: Array | None,
+        out: Array,
     ) -> None:
         g, p = gates, products
         channels = (g.w0, g.a0, g.v0, g.k_k, g.k_a, g.r_k, g.ln_x.weight, g.ln_x.bias)
@@ -215,7 +230,13 @@ class NumpyKernels:
         np.square(np.maximum(x, 0, out=x), out=x)
 
     def wkv(
-        self, starts: Index, row_starts: Index, gates: Gates, products: Products, state: Array | None, out: Array
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Gates,
+        products: Products,
+        state: Array | None,
+        out: Array,
     ) -> None:
         heads = (-1, out.shape[1] // self._head_size, self._head_size)
         p = products
@@ -226,12 +247,12 @@ class NumpyKernels:
         b = kk * rate.reshape(heads)
         k = (p.k * (1 + (rate - 1) * gates.k_a)).reshape(heads)
         v = p.v
-        if p.v_gate is not None:
+        if gates.v0 is not None and p.v_first is not None and p.v_gate is not None:
             v = v + (p.v_first - v) * _sigmoid(gates.v0 + p.v_gate)
         v = v.reshape(heads)
         if state is None:
             state = np.zeros((len(starts) - 1, *heads[1:], self._head_size), np.float32)
-        positions = _read_positions(starts, row_starts)
+        positions = read_positions(starts, row_starts)
         y = _recur(starts, w, k, v, kk, b, state, p.r.reshape(heads), positions)
         bonus = (p.r.reshape(heads) * k[positions] * gates.r_k.reshape(heads[1:])).sum(-1, keepdims=True)
         normed = _standardise(y, GROUP_NORM_EPS).reshape(out.shape) * gates.ln_x.weight + gates.ln_x.bias
@@ -241,7 +262,7 @@ class NumpyKernels:
 def _recur(
     starts: Index, w: Array, k: Array, v: Array, kk: Array, b: Array, state: Array, r: Array, positions: Index
 ) -> Array:
-    """Run all texts in step, S = S diag(w) - (S kk) b^T + v k^T, and give S r at `positions`; `state` is replaced."""
+    """All texts in step: S = S diag(w) - (S kk) b^T + v k^T in `state`; gives S r at `positions`."""
     y = np.empty_like(r)
     row_of = np.full(starts[-1], -1, np.int64)
     row_of[positions] = np.arange(len(positions))
@@ -251,7 +272,8 @@ def _recur(
         at = starts[texts] + t
         S = state[texts]
         removed = np.einsum("bhij,bhj->bhi", S, kk[at])
-        S = S * w[at][:, :, None] - removed[..., None] * b[at][:, :, None] + v[at][..., None] * k[at][:, :, None]
+        S = S * w[at][:, :, None] - removed[..., None] * b[at][:, :, None]
+        S += v[at][..., None] * k[at][:, :, None]
         state[texts] = S
         rows = row_of[at]
         read = rows >= 0
@@ -259,16 +281,17 @@ def _recur(
     return y
 
 
-def _read_positions(starts: Index, row_starts: Index) -> Index:
+def read_positions(starts: Index, row_starts: Index) -> Index:
     """Positions in the stream of the rows that are read: the last of each text."""
     counts = np.diff(row_starts)
-    return np.arange(row_starts[-1]) + np.repeat(starts[1:] - row_starts[1:], counts)
+    return np.arange(row_starts[-1], dtype=np.int64) + np.repeat(starts[1:] - row_starts[1:], counts)
 
 
 def _standardise(x: Array, eps: float) -> Array:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + np.float32(eps))
+    variance: Array = np.square(centred).mean(-1, keepdims=True)
+    return centred / np.sqrt(variance + np.float32(eps))
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(x, -87, 87)))
+    return np.float32(1) / (np.float32(1) + np.exp(-np.clip(x, -87, 87)))

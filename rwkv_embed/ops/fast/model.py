@@ -1,9 +1,9 @@
 """RWKV-7 on a CPU at the speed of its matrix products, without torch.
 
-It differs from the reference in where the work is done, not in what is computed: texts are packed into one stream
-(no padding; token shift and state begin anew at each text), products are one `x @ w` over the whole stream, the rest is
-`kernels.c`; and of the last layer only what enters the state is computed at every position: receptance, output
-and channel mixing are needed at a text's end alone. A text longer than the token budget is read piece by piece
+It differs from the reference in where the work is done, not in what is computed. Texts are packed into one
+stream: no padding, token shift and state begin anew at each text. Products are one `x @ w` over the whole
+stream. Of the last layer only what enters the state is computed at every position; receptance, output and
+channel mixing are needed at a text's end alone. A text longer than the token budget is read piece by piece
 with its state, so memory does not depend on length.
 
     model = FastRWKV7.from_file("model.safetensors")
@@ -21,17 +21,18 @@ from numpy.typing import ArrayLike
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError, TokenizerError
-from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, load_kernels
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, load_kernels, read_positions
 from rwkv_embed.ops.fast.weights import Layer, LowRank, Tensors, build_weights, read_safetensors
 
-TOKEN_BUDGET = 512  # tokens a batch: buffers stay near the cache, and products are long enough to run at full speed
+TOKEN_BUDGET = 256  # tokens a batch: buffers stay near the cache, products are long enough for full speed
 _SMALLEST_BATCH = 32  # below this many tokens a second thread costs more than it brings
 
-State = list[Array]  # per layer: attention shift (C,), wkv (H, N, N), channel mixing's shift (C,), as in PyPI `rwkv`
+# Per layer: time mixing's shift (C,), wkv (H, N, N), channel mixing's shift (C,); the order of PyPI `rwkv`.
+State = list[Array]
 
 
 class FastRWKV7:
-    """An RWKV-7 read for its hidden states. Safe to call from several threads; a call never changes its arguments."""
+    """An RWKV-7 read for its hidden states. Several threads may call it; arguments are never changed."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class FastRWKV7:
         token_budget: int = TOKEN_BUDGET,
         kernels: Kernels | None = None,
     ) -> None:
-        """`tensors`: a checkpoint's, names with or without `rwkv.`; `config`, when given, must agree with their shapes.
+        """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
         `threads` (default: the processors this process may use) are busy only inside a call.
         """
@@ -76,11 +77,12 @@ class FastRWKV7:
         full_output: bool = False,
         return_states: bool = True,
     ) -> tuple[Array | list[Array], list[State] | None]:
-        """Hidden states after `ln_out`: (B, C) at each text's last token, or a list of (T_i, C) with `full_output`.
+        """Hidden states after `ln_out`: (B, C) at the last tokens; with `full_output` a list of (T_i, C).
 
-        `states` continues texts. The second value is the states after the texts (n_layer x n_embd x (head_size + 2)
-        floats each), or None with `return_states=False`: the choice for many texts. Raises TokenizerError for an
-        unknown token, StateError for a state of another shape, ValueError for a text without tokens.
+        `states` continues texts. The second value is the states after the texts, each n_layer x n_embd x
+        (head_size + 2) floats, or None with `return_states=False`: the choice for many texts. Raises
+        TokenizerError for an unknown token, StateError for a state of another shape, ValueError for a text
+        without tokens.
         """
         texts = [self._tokens(text, i) for i, text in enumerate(batch)]
         given = None if states is None else self._checked_states(states, len(texts))
@@ -109,7 +111,7 @@ class FastRWKV7:
     def _run(
         self, texts: list[Index], begin: list[State] | None, full: bool, keep: bool
     ) -> tuple[list[Array], list[State]]:
-        """One batch, or one long text piece by piece: hidden states and final states (empty unless `keep`) per text."""
+        """One batch, or one long text in pieces: hidden and final states (empty unless `keep`) a text."""
         longest = max(map(len, texts))
         pieces = -(-longest // self._budget)
         stateful = keep or begin is not None or pieces > 1
@@ -133,7 +135,7 @@ class FastRWKV7:
         return rows, [[array[i].copy() for array in stacked] for i in range(len(texts))]
 
     def _forward(self, ws: "_Workspace", texts: list[Index], state: State | None, full: bool) -> list[Array]:
-        """Hidden states of packed texts; `state` (arrays with the texts as first axis) is replaced by the state after."""
+        """Hidden states of packed texts; `state` (texts are the first axis) becomes the state after them."""
         kernels, weights = self.kernels, self._weights
         starts = np.cumsum([0, *map(len, texts)])
         x = ws.x[: starts[-1]]
@@ -151,7 +153,7 @@ class FastRWKV7:
             )
             delta = self._time_mixing(ws, layer, i == 0, (starts, rows), x, delta, att_shift, wkv)
             if not reads_all:
-                x = x[_last_positions(starts, rows)]
+                x = x[read_positions(starts, rows)]
             delta, x = self._channel_mixing(ws, layer, rows, x, delta, ffn_shift, reads_all)
         out = np.empty_like(x)
         kernels.norm(x, delta, weights.ln_out, out)
@@ -168,7 +170,7 @@ class FastRWKV7:
         self.kernels.norm_shift(starts, x, delta, layer.ln1, layer.mix, shift, mixed)
         xr, xw, xk, xv, xa, xg = mixed
         if T > M:
-            at = _last_positions(starts, rows)
+            at = read_positions(starts, rows)
             xr, xg = xr[at], xg[at]
         r = self.kernels.matmul(xr, layer.receptance, ws.r[:M])
         k = self.kernels.matmul(xk, layer.key, ws.k[:T])
@@ -183,9 +185,16 @@ class FastRWKV7:
         return self.kernels.matmul(out, layer.output, ws.delta[:M])
 
     def _channel_mixing(
-        self, ws: "_Workspace", layer: Layer, starts: Index, x: Array, delta: Array, shift: Array, reads_all: bool
+        self,
+        ws: "_Workspace",
+        layer: Layer,
+        starts: Index,
+        x: Array,
+        delta: Array,
+        shift: Array,
+        reads_all: bool,
     ) -> tuple[Array, Array]:
-        """x += delta; what channel mixing adds to x, and x; both at each text's last position unless `reads_all`."""
+        """x += delta; what channel mixing adds to x, and x; at the texts' ends only, unless `reads_all`."""
         mixed = ws.mixed(1, len(x))
         self.kernels.norm_shift(starts, x, delta, layer.ln2, layer.ffn_mix, shift, mixed)
         (xk,) = mixed
@@ -199,7 +208,8 @@ class FastRWKV7:
     def _low_rank(
         self, x: Array, pair: LowRank, out: Array, activation: Callable[..., object] | None = None
     ) -> Array:
-        inner = self.kernels.matmul(x, pair.down, np.empty((len(x), -(-pair.width // PANEL) * PANEL), np.float32))
+        inner = np.empty((len(x), pair.width + -pair.width % PANEL), np.float32)
+        self.kernels.matmul(x, pair.down, inner)
         if activation is not None:
             activation(inner, out=inner)
         return self.kernels.matmul(inner, pair.up, out)
@@ -207,7 +217,7 @@ class FastRWKV7:
     def _tokens(self, text: Sequence[int], i: int) -> Index:
         tokens = np.asarray(text, np.int64)
         if tokens.ndim != 1 or not len(tokens):
-            raise ValueError(f"text {i} of the batch has no tokens; give at least one (the end-of-text token)")
+            raise ValueError(f"text {i} of the batch has no tokens; give at least its end-of-text token")
         low, high = tokens.min(), tokens.max()
         if low < 0 or high >= self.config.vocab_size:
             raise TokenizerError(
@@ -225,8 +235,8 @@ class FastRWKV7:
             shapes = [array.shape for array in state]
             if shapes != expected:
                 raise StateError(
-                    f"state {i} has shapes {shapes[:3]}... x {len(shapes)}, this model's has {expected[:3]}... x {len(expected)}; "
-                    "it belongs to another model"
+                    f"state {i} has {len(shapes)} arrays of shapes {shapes[:3]}..., this model's has "
+                    f"{len(expected)} of {expected[:3]}...; it belongs to another model"
                 )
         return arrays
 
@@ -240,10 +250,9 @@ class _Workspace:
 
     def __init__(self, c: ModelConfig, tokens: int) -> None:
         self._channels = c.n_embd
-        shape = (tokens, c.n_embd)
-        self.x, self.delta, self.r, self.w, self.k, self.v, self.a, self.g, self.v_gate, self.v_first, self.out = (
-            np.empty(shape, np.float32) for _ in range(11)
-        )
+        streams = np.empty((11, tokens, c.n_embd), np.float32)
+        self.x, self.delta, self.out, self.r, self.w, self.k, self.v, self.a, self.g = streams[:9]
+        self.v_gate, self.v_first = streams[9:]
         self._mixed = np.empty(6 * tokens * c.n_embd, np.float32)
         self.hidden = np.empty((tokens, c.n_ffn), np.float32)
 
@@ -263,21 +272,16 @@ def _sigmoid(x: Array, out: Array) -> None:
     np.reciprocal(out, out=out)
 
 
-def _last_positions(starts: Index, rows: Index) -> Index:
-    """Positions of the last rows[s+1] - rows[s] tokens of each text s."""
-    return np.arange(rows[-1]) + np.repeat(starts[1:] - rows[1:], np.diff(rows))
-
-
 def _pack(lengths: list[int], budget: int, threads: int) -> list[list[int]]:
-    """Texts into batches of at most `budget` tokens, and at least one a thread; a longer text is a batch alone."""
+    """Texts into batches of at most `budget` tokens, one or more a thread; a longer text is alone."""
     share = max(_SMALLEST_BATCH, -(-sum(lengths) // threads))
-    budget_of_batch = min(budget, share)
+    budget = min(budget, share)
     batches: list[list[int]] = []
     room = 0
     for i, length in enumerate(lengths):
         if length > room or not batches:
             batches.append([])
-            room = max(budget_of_batch, 0)
+            room = budget
         batches[-1].append(i)
         room -= length
     return batches

@@ -1,4 +1,4 @@
-"""RWKV-7 parameters as the CPU engine wants them: float32, ready for `x @ w`, and a token table that stays packed."""
+"""RWKV-7 parameters as the CPU engine wants them: float32, for `x @ w`; the token table stays packed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ Tensors = Mapping[str, NDArray]
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Token vectors (V, C) as stored: floats of any width, or int8 with a scale per row. Only rows in use are unpacked."""
+    """Token vectors (V, C) as stored: floats, or int8 with a scale per row. Only rows in use are unpacked."""
 
     packed: NDArray
     scale: NDArray | None
@@ -44,7 +44,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block. Matrices are (in, out), or packed by the kernels that use them; the first layer has no `v`."""
+    """One block. Matrices are (in, out), or packed by the kernels; the first layer has no `v`."""
 
     ln1: Norm
     mix: Array  # (6, C) in the order of MIXES
@@ -124,12 +124,15 @@ def _token_table(take: "_Taker") -> TokenTable:
     if packed is not None and scale is not None:
         if packed.ndim != 2 or scale.size != len(packed):
             raise CheckpointError(
-                f"emb.weight.int8 has shape {packed.shape} and emb.weight.scale {scale.shape}; expected (V, C) and (V, 1)"
+                f"emb.weight.int8 has shape {packed.shape} and emb.weight.scale {scale.shape}; "
+                "expected (V, C) and (V, 1)"
             )
         return TokenTable(packed, scale.reshape(-1, 1))
     table = take.raw("emb.weight")
     if table is None or table.ndim != 2:
-        raise CheckpointError("no token table: expected emb.weight (V, C), or emb.weight.int8 with emb.weight.scale")
+        raise CheckpointError(
+            "no token table: expected emb.weight (V, C), or emb.weight.int8 with emb.weight.scale (V, 1)"
+        )
     return TokenTable(table, None)
 
 
@@ -139,7 +142,9 @@ def _layer(take: "_Taker", i: int, C: int) -> Layer:
     def low_rank(letter: str) -> LowRank:
         down, up = take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C)
         if down.shape[1] != len(up):
-            take.problems.append(f"{att}{letter}1 has shape {down.shape} and {letter}2 {up.shape}: they do not multiply")
+            take.problems.append(
+                f"{att}{letter}1 {down.shape} and {letter}2 {up.shape} differ in their inner size"
+            )
         fill = -len(up) % PANEL
         return LowRank(np.pad(down, ((0, 0), (0, fill))), np.pad(up, ((0, fill), (0, 0))), len(up))
 
@@ -155,10 +160,13 @@ def _layer(take: "_Taker", i: int, C: int) -> Layer:
         v=low_rank("v") if i else None,
         g=low_rank("g"),
         gates=Gates(
-            *(take.vector(att + name, C) for name in ("w0", "a0")),
-            take.vector(att + "v0", C) if i else None,
-            *(take.vector(att + name, C) for name in ("k_k", "k_a", "r_k")),
-            take.norm(att + "ln_x", C),
+            w0=take.vector(att + "w0", C),
+            a0=take.vector(att + "a0", C),
+            v0=take.vector(att + "v0", C) if i else None,
+            k_k=take.vector(att + "k_k", C),
+            k_a=take.vector(att + "k_a", C),
+            r_k=take.vector(att + "r_k", C),
+            ln_x=take.norm(att + "ln_x", C),
         ),
         ln2=take.norm(f"blocks.{i}.ln2", C),
         ffn_mix=take.vector(ffn + "x_k", C)[None],
@@ -208,8 +216,14 @@ class _Taker:
             self.problems.append(f"{name} is missing")
             return placeholder
         tensor = tensor.reshape(-1) if flat else tensor
-        if len(tensor.shape) != len(expected) or any(b not in (None, a) for a, b in zip(tensor.shape, expected, strict=True)):
+        if not _fits(tensor.shape, expected):
             wanted = ", ".join("any" if size is None else str(size) for size in expected)
             self.problems.append(f"{name} has shape {tuple(tensor.shape)}, expected ({wanted})")
             return placeholder
         return np.ascontiguousarray(tensor, np.float32)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        want in (None, size) for size, want in zip(shape, expected, strict=True)
+    )
