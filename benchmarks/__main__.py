@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, write benchmarks/results.{json,md} and docs/linear-cost.svg, print the table."""
+"""`python -m benchmarks`: measure, write results.{json,md} and docs/linear-cost.svg, print the table."""
 
 import argparse
 import json
@@ -60,9 +60,9 @@ def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) ->
     speed = measure.throughput(list(contenders.values()), texts, turns, seconds)
     tokens_per_text = sum(map(len, default_tokens(texts))) / len(texts)
     tokens_per_second = speed["texts"][ours.name] * tokens_per_text
-    curves = {"rwkv-embed": measure.cost_by_length(ours, 60)}
+    curves = {"rwkv-embed": measure.cost_by_length(ours, 16_384, 60)}
     if "torch_e5_float32" in contenders:
-        curves["Transformer (e5-small)"] = measure.cost_by_length(contenders["torch_e5_float32"], 8)
+        curves["Transformer (e5-small)"] = measure.cost_by_length(contenders["torch_e5_float32"], 2048, 8)
     return {
         "machine": _machine(threads),
         "contenders": [
@@ -99,9 +99,13 @@ def _machine(threads: int) -> str:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    load = f"load average {os.getloadavg()[0]:.1f} at the start"
-    processor = f"{model or platform.processor()} ({', '.join(units)})"
-    return f"{processor}, {os.cpu_count()} processors, {threads} used; Python {platform.python_version()}; {'; '.join(versions)}; {load}."
+    parts = [
+        f"{model or platform.processor()} ({', '.join(units)}), {os.cpu_count()} processors, {threads} used",
+        f"Python {platform.python_version()}",
+        *versions,
+        f"load average {os.getloadavg()[0]:.1f} at the end",
+    ]
+    return "; ".join(parts) + "."
 
 
 if __name__ == "__main__":

@@ -63,7 +63,11 @@ def default_weights() -> tuple[dict[str, np.ndarray], str]:
     file = DEFAULT_MODEL / "model.safetensors"
     if file.exists():
         return load_file(file), "default model"
-    return random_rwkv7(3, 384, VOCABULARY), "default shape 3x384, random weights"
+    tensors = random_rwkv7(3, 384, 1)
+    rng = np.random.default_rng(7)
+    tensors["emb.weight.int8"] = rng.integers(-127, 128, (VOCABULARY, 384), np.int8)
+    tensors["emb.weight.scale"] = np.full((VOCABULARY, 1), 1 / 127, np.float16)
+    return tensors, "default shape 3x384, random weights"
 
 
 @cache
@@ -102,14 +106,12 @@ def ours(threads: int) -> Contender:
 def torch_rwkv7(threads: int) -> Contender:
     from benchmarks.torch_rwkv7 import TorchRWKV7
 
-    tensors, _ = default_weights()
-    model = TorchRWKV7(_plain_table(tensors))
+    model = TorchRWKV7(plain_weights())
     return Contender("the same model in plain torch", _by_length(model.hidden, default_tokens, 2048))
 
 
 def pypi_rwkv(threads: int) -> Contender:
-    tensors, _ = default_weights()
-    model = load_pypi_rwkv(_plain_table(tensors))
+    model = load_pypi_rwkv(plain_weights())
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return np.stack([model.forward(tokens, None)[0].numpy() for tokens in default_tokens(texts)])
@@ -168,7 +170,7 @@ def universal_sentence_encoder(threads: int) -> Contender:
 
 def lookup(threads: int) -> Contender:
     """The ceiling: a mean of token vectors, as static embeddings do, with our tokenizer."""
-    table = _plain_table(default_weights()[0])["emb.weight"]
+    table = plain_weights()["emb.weight"]
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return np.stack([table[tokens].mean(0) for tokens in default_tokens(texts)])
@@ -191,10 +193,12 @@ CONTENDERS = {
 }
 
 
-def _plain_table(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Official names, float32, the token table unpacked, and the pieces PyPI `rwkv` insists on."""
+@cache
+def plain_weights() -> dict[str, np.ndarray]:
+    """The default model's: official names, float32, the token table unpacked, and a head for PyPI `rwkv`."""
     from rwkv_embed.ops.fast.weights import build_weights
 
+    tensors, _ = default_weights()
     table = build_weights(tensors).table
     n_vocab, n_embd = table.packed.shape
     rows = np.empty((n_vocab, n_embd), np.float32)

@@ -48,7 +48,7 @@ def _large_lines(rates: dict) -> list[str]:
 
 
 def draw(curves: dict[str, dict[int, float]], path: Path) -> None:
-    """Cost per token (relative to our cost at 1,024 tokens) against length, both axes logarithmic, as SVG."""
+    """Cost per token, 1 = ours at 1,024 tokens, against length, both logarithmic, as SVG."""
     unit = curves["rwkv-embed"][1024]
     width, height, left, top, right, bottom = 720, 400, 60, 50, 190, 50
     lengths = sorted({n for curve in curves.values() for n in curve})

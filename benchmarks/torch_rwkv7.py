@@ -1,4 +1,4 @@
-"""RWKV-7 in plain torch, batched with padding: what one writes first, and what the engine is measured against."""
+"""RWKV-7 in plain torch, batched with padding: what one writes first, and what we compare with."""
 
 from collections.abc import Mapping, Sequence
 
