@@ -1,31 +1,37 @@
 """Results as Markdown and the cost per token against length as a picture."""
 
+from math import log
 from pathlib import Path
 
 
 def markdown(results: dict) -> str:
     """Ratios first, then what they are ratios of, then the machine."""
     ours, *others = results["contenders"]
-    lines = ["# Speed of the encoder", "", results["machine"], ""]
-    lines += [
-        "| texts per second | ratio to ours | rate | query p50 | query p99 | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in (ours, *others):
-        ratio = "" if row is ours else f"ours is {ours['texts_per_second'] / row['texts_per_second']:.2g} x"
-        query = f"{row['query']['p50']:.1f} ms | {row['query']['p99']:.1f} ms"
-        memory = f"{row['peak_memory_mb']:.0f} MB"
-        lines.append(f"| {row['name']} | {ratio} | {row['texts_per_second']:.0f} | {query} | {memory} |")
-    lines += [
+    lines = [
+        "# Speed of the encoder",
         "",
-        f"Ours: {results['tokens_per_second']:.0f} tokens/s, {results['flops_per_token'] / 1e6:.1f} MFLOP a token, ",
+        "| encoder | texts/s, ours against it | texts/s | query p50 | query p99 | peak memory |",
+        "|---|---|---|---|---|---|",
+        *(_row(row, ours["texts_per_second"]) for row in (ours, *others)),
+        "",
+        f"Ours: {results['tokens_per_second']:.0f} tokens/s of {results['flops_per_token'] / 1e6:.1f} MFLOP each, "
+        f"{results['fraction_of_peak']:.0%} of the {results['peak_gflops']:.0f} GFLOP/s that BLAS reaches here.",
+        "",
+        *_length_lines(results),
+        *_large_lines(results["large_shape"]),
+        "",
+        results["machine"],
     ]
-    lines[-1] += (
-        f"{results['fraction_of_peak']:.0%} of the {results['peak_gflops']:.0f} GFLOP/s that BLAS reaches here."
+    skipped = [f"- not measured: {name}: {reason}" for name, reason in results["skipped"].items()]
+    return "\n".join([*lines, *skipped]) + "\n"
+
+
+def _row(row: dict, ours: float) -> str:
+    rate, query = row["texts_per_second"], row["query"]
+    return (
+        f"| {row['name']} | {ours / rate:.2g} x | {rate:.0f} | {query['p50']:.1f} ms | {query['p99']:.1f} ms "
+        f"| {row['peak_memory_mb']:.0f} MB |"
     )
-    lines += ["", *_length_lines(results), "", *_large_lines(results["large_shape"])]
-    skipped = [f"- {name}: {reason}" for name, reason in results["skipped"].items()]
-    return "\n".join(lines + (["", "Not measured:", *skipped] if skipped else [])) + "\n"
 
 
 def _length_lines(results: dict) -> list[str]:
@@ -47,52 +53,46 @@ def _large_lines(rates: dict) -> list[str]:
     ]
 
 
+WIDTH, HEIGHT = 720, 400
+LEFT, TOP, RIGHT, BOTTOM = 60, 50, 530, 350  # the frame of the curves; names of curves stand right of it
+COLOURS = ("#c2410c", "#1d4ed8")
+
+
 def draw(curves: dict[str, dict[int, float]], path: Path) -> None:
     """Cost per token, 1 = ours at 1,024 tokens, against length, both logarithmic, as SVG."""
     unit = curves["rwkv-embed"][1024]
-    width, height, left, top, right, bottom = 720, 400, 60, 50, 190, 50
     lengths = sorted({n for curve in curves.values() for n in curve})
-    highest = max(max(curve.values()) for curve in curves.values()) / unit * 1.5
+    highest = 1.5 * max(max(curve.values()) for curve in curves.values()) / unit
 
     def x(length: int) -> float:
-        return left + (width - left - right) * _log(length / lengths[0]) / _log(lengths[-1] / lengths[0])
+        return LEFT + (RIGHT - LEFT) * log(length / lengths[0]) / log(lengths[-1] / lengths[0])
 
     def y(cost: float) -> float:
-        return height - bottom - (height - top - bottom) * _log(cost / 0.5) / _log(highest / 0.5)
+        return BOTTOM - (BOTTOM - TOP) * log(cost / 0.5) / log(highest / 0.5)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="24" font-size="15">Cost of one token against the length of the text (1 = ours at 1,024)</text>',
-    ]
+    parts = [_text(LEFT, 24, "Cost of one token against the length of the text (1 = ours at 1,024)", "start")]
     for length in lengths:
-        parts.append(
-            f'<line x1="{x(length):.1f}" y1="{top}" x2="{x(length):.1f}" y2="{height - bottom}" stroke="#eee"/>'
-        )
-        label = f"{length:,}" if length < 1024 else f"{length // 1024}k"
-        parts.append(
-            f'<text x="{x(length):.1f}" y="{height - bottom + 18}" text-anchor="middle">{label}</text>'
-        )
-    tick = 1
-    while tick <= highest:
-        parts.append(
-            f'<line x1="{left}" y1="{y(tick):.1f}" x2="{width - right}" y2="{y(tick):.1f}" stroke="#eee"/>'
-        )
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
-        tick *= 2
-    for (name, curve), colour in zip(curves.items(), ("#c2410c", "#1d4ed8", "#047857"), strict=False):
-        points = " ".join(f"{x(n):.1f},{y(cost / unit):.1f}" for n, cost in curve.items())
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        last = max(curve)
-        at = f'x="{x(last) + 8:.1f}" y="{y(curve[last] / unit) + 4:.1f}"'
-        parts.append(f'<text {at} fill="{colour}">{name}</text>')
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">tokens</text></svg>'
+        parts.append(_line((x(length), TOP), (x(length), BOTTOM)))
+        parts.append(_text(x(length), BOTTOM + 18, f"{length // 1024}k" if length >= 1024 else str(length)))
+    for power in range(int(log(highest, 2)) + 1):
+        parts.append(_line((LEFT, y(2**power)), (RIGHT, y(2**power))))
+        parts.append(_text(LEFT - 8, y(2**power) + 4, str(2**power), "end"))
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        points = [(x(length), y(cost / unit)) for length, cost in curve.items()]
+        parts.append(_line(*points, colour=colour, width=2.5))
+        parts.append(_text(points[-1][0] + 8, points[-1][1] + 4, name, "start", colour))
+    parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 10, "tokens"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
+    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    path.write_text("\n".join([head, background, *parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def _line(*points: tuple[float, float], colour: str = "#ddd", width: float = 1) -> str:
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#222") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="{colour}">{text}</text>'
     )
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _log(value: float) -> float:
-    from math import log
-
-    return log(value)

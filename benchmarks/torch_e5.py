@@ -91,11 +91,9 @@ class TorchE5:
 
     @torch.no_grad()
     def hidden(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
-        w, ids = (
-            self.w,
-            torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in batch], True, self.file.pad),
-        )
-        mask: torch.Tensor | None = torch.nn.utils.rnn.pad_sequence([torch.ones(len(t), dtype=torch.bool) for t in batch], True)
+        w, pad = self.w, torch.nn.utils.rnn.pad_sequence
+        ids = pad([torch.tensor(text) for text in batch], True, self.file.pad)
+        mask: torch.Tensor | None = pad([torch.ones(len(text), dtype=torch.bool) for text in batch], True)
         if len({len(text) for text in batch}) == 1:
             mask = None  # nothing is padded; torch's attention then needs no matrix of all pairs
         positions = torch.arange(ids.shape[1]) % 512
