@@ -14,8 +14,8 @@ def markdown(results: dict) -> str:
         "|---|---|---|---|---|---|",
         *(_row(row, ours["texts_per_second"]) for row in (ours, *others)),
         "",
-        f"Ours: {results['tokens_per_second']:.0f} tokens/s of {results['flops_per_token'] / 1e6:.1f} MFLOP each, "
-        f"{results['fraction_of_peak']:.0%} of the {results['peak_gflops']:.0f} GFLOP/s that BLAS reaches here.",
+        f"Ours: {results['tokens_per_second']:.0f} tokens/s, {results['flops_per_token'] / 1e6:.1f} MFLOP "
+        f"each: {results['fraction_of_peak']:.0%} of BLAS's {results['peak_gflops']:.0f} GFLOP/s here.",
         "",
         *_length_lines(results),
         *_large_lines(results["large_shape"]),
@@ -48,8 +48,8 @@ def _large_lines(rates: dict) -> list[str]:
         return []
     long, short = (rates[f"ours, {kind}"] / rates[f"rwkv, {kind}"] for kind in ("long text", "short texts"))
     return [
-        f"RWKV-7 0.1B shape (12 x 768, random weights) against PyPI rwkv: {long:.1f} x on one text of 256 tokens, "
-        f"{short:.1f} x on 32 texts of 16 tokens."
+        f"RWKV-7 0.1B shape (12 x 768, random weights) against PyPI rwkv: {long:.1f} x on one text "
+        f"of 256 tokens, {short:.1f} x on 32 texts of 16 tokens."
     ]
 
 
