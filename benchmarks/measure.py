@@ -1,0 +1,142 @@
+"""The measurements: throughput in turns, latency of one query, cost against length, memory."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.contenders import CONTENDERS, Contender, load_pypi_rwkv, random_rwkv7
+from rwkv_embed.ops.fast import FastRWKV7
+
+QUERY = "how long may a person be kept in detention without a trial"  # 12 words
+LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 16_384, 131_072)
+
+
+def matrix_peak() -> float:
+    """Float32 operations a second of this machine's BLAS on 1024 x 1024 matrices, best of 8."""
+    a = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
+    out = np.empty_like(a)
+    return 2 * 1024**3 / min(_seconds(lambda: np.matmul(a, a, out=out)) for _ in range(8))
+
+
+def throughput(contenders: Sequence[Contender], texts: Sequence[str], turns: int, seconds: float) -> dict:
+    """Texts a second: a turn gives every contender `seconds`, the median turn counts. The peak likewise."""
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    peaks = []
+    sizes = {contender.name: _batch_size(contender, texts, seconds) for contender in contenders}
+    for turn in range(turns):
+        peaks.append(matrix_peak())
+        for contender in contenders:
+            rates[contender.name].append(_rate(contender, texts, sizes[contender.name], turn, seconds))
+    return {
+        "peak": float(np.median(peaks)),
+        "texts": {name: float(np.median(r)) for name, r in rates.items()},
+    }
+
+
+def _batch_size(contender: Contender, texts: Sequence[str], seconds: float) -> int:
+    """As many texts a call as take about half of `seconds`; also warms up."""
+    contender.encode(texts[:8])
+    taken = _seconds(lambda: contender.encode(texts[8:16]))
+    return int(np.clip(8 * seconds / 2 / taken, 8, len(texts)))
+
+
+def _rate(contender: Contender, texts: Sequence[str], size: int, turn: int, seconds: float) -> float:
+    """The slow see a part of the texts: each turn another, the same mixture of languages."""
+    done, start, at = 0, time.perf_counter(), turn * size
+    while time.perf_counter() - start < seconds:
+        batch = [texts[(at + i) % len(texts)] for i in range(size)]
+        contender.encode(batch)
+        done, at = done + size, at + size
+    return done / (time.perf_counter() - start)
+
+
+def latency(contender: Contender, seconds: float = 1.5) -> dict[str, float]:
+    """Milliseconds of one query, the model warm."""
+    contender.encode([QUERY])
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        times.append(1000 * _seconds(lambda: contender.encode([QUERY])))
+    return {"p50": float(np.quantile(times, 0.5)), "p99": float(np.quantile(times, 0.99)), "runs": len(times)}
+
+
+def cost_by_length(contender: Contender, tokens_each: int, longest_seconds: float) -> dict[int, float]:
+    """Microseconds of processor time a token, over `tokens_each` tokens or one longer text at each length.
+
+    Ends before one text would take `longest_seconds`.
+    """
+    assert contender.hidden is not None
+    costs: dict[int, float] = {}
+    for length in LENGTHS:
+        tokens = [1 + i % 1000 for i in range(length)]
+        contender.hidden(tokens[:128])
+        runs = max(1, tokens_each // length)
+        seconds = sum(_processor_seconds(lambda t=tokens: contender.hidden(t)) for _ in range(runs)) / runs
+        costs[length] = 1e6 * seconds / length
+        following = next((n for n in LENGTHS if n > length), length)
+        growth = (
+            2 if len(costs) < 2 else costs[length] / min(costs.values())
+        )  # at least linear, at most seen so far
+        if seconds * following / length * max(1.0, min(growth, 4.0)) > longest_seconds:
+            break
+    return costs
+
+
+def memory_growth(contender: Contender, short: int = 1024, long: int = 131_072) -> float:
+    """Megabytes of resident memory that a long text adds after a short one."""
+    assert contender.hidden is not None
+    tokens = np.arange(long) % 1000
+    contender.hidden(tokens[:short])
+    before = psutil.Process().memory_info().rss
+    contender.hidden(tokens[:long])
+    return (psutil.Process().memory_info().rss - before) / 1e6
+
+
+def peak_memory(name: str, texts: Sequence[str], threads: int) -> float:
+    """Peak resident megabytes of a process of its own that loads a contender and encodes 32 texts."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_load_and_encode, (name, list(texts[:32]), threads))
+
+
+def _load_and_encode(name: str, texts: list[str], threads: int) -> float:
+    CONTENDERS[name](threads).encode(texts)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts the parent's peak into ru_maxrss
+        (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def large_shape(threads: int) -> dict[str, float]:
+    """RWKV-7 0.1B (12 x 768) and PyPI `rwkv`, tokens a second: one text of 256 tokens, 32 of 16 tokens."""
+    tensors = random_rwkv7(12, 768, 1000, lora=64)
+    fast, slow = FastRWKV7(tensors, threads=threads), load_pypi_rwkv(tensors)
+    long, short = [list(range(256))], [[(i + j) % 1000 for j in range(16)] for i in range(32)]
+
+    def rate(run: Callable[[], object], tokens: int) -> float:
+        run()
+        return tokens / min(_seconds(run) for _ in range(2))
+
+    return {
+        "ours, long text": rate(lambda: fast.hidden(long, return_states=False), 256),
+        "rwkv, long text": rate(lambda: slow.forward(long[0], None), 256),
+        "ours, short texts": rate(lambda: fast.hidden(short, return_states=False), 512),
+        "rwkv, short texts": rate(lambda: [slow.forward(text, None) for text in short[:4]], 64),
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _processor_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start

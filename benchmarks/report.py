@@ -1,0 +1,98 @@
+"""Results as Markdown and the cost per token against length as a picture."""
+
+from math import log
+from pathlib import Path
+
+
+def markdown(results: dict) -> str:
+    """Ratios first, then what they are ratios of, then the machine."""
+    ours, *others = results["contenders"]
+    lines = [
+        "# Speed of the encoder",
+        "",
+        "| encoder | texts/s, ours against it | texts/s | query p50 | query p99 | peak memory |",
+        "|---|---|---|---|---|---|",
+        *(_row(row, ours["texts_per_second"]) for row in (ours, *others)),
+        "",
+        f"Ours: {results['tokens_per_second']:.0f} tokens/s, {results['flops_per_token'] / 1e6:.1f} MFLOP "
+        f"each: {results['fraction_of_peak']:.0%} of BLAS's {results['peak_gflops']:.0f} GFLOP/s here.",
+        "",
+        *_length_lines(results),
+        *_large_lines(results["large_shape"]),
+        "",
+        results["machine"],
+    ]
+    skipped = [f"- not measured: {name}: {reason}" for name, reason in results["skipped"].items()]
+    return "\n".join([*lines, *skipped]) + "\n"
+
+
+def _row(row: dict, ours: float) -> str:
+    rate, query = row["texts_per_second"], row["query"]
+    return (
+        f"| {row['name']} | {ours / rate:.2g} x | {rate:.0f} | {query['p50']:.1f} ms | {query['p99']:.1f} ms "
+        f"| {row['peak_memory_mb']:.0f} MB |"
+    )
+
+
+def _length_lines(results: dict) -> list[str]:
+    ours = results["cost_by_length"]["rwkv-embed"]
+    longest = max(ours)
+    return [
+        f"Cost per token at {longest:,} tokens / at 1,024 tokens: {ours[longest] / ours[1024]:.3f}; "
+        f"memory grows by {results['memory_growth_mb']:.1f} MB between them (docs/linear-cost.svg).",
+    ]
+
+
+def _large_lines(rates: dict) -> list[str]:
+    if not rates:
+        return []
+    long, short = (rates[f"ours, {kind}"] / rates[f"rwkv, {kind}"] for kind in ("long text", "short texts"))
+    return [
+        f"RWKV-7 0.1B shape (12 x 768, random weights) against PyPI rwkv: {long:.1f} x on one text "
+        f"of 256 tokens, {short:.1f} x on 32 texts of 16 tokens."
+    ]
+
+
+WIDTH, HEIGHT = 720, 400
+LEFT, TOP, RIGHT, BOTTOM = 60, 50, 530, 350  # the frame of the curves; names of curves stand right of it
+COLOURS = ("#c2410c", "#1d4ed8")
+
+
+def draw(curves: dict[str, dict[int, float]], path: Path) -> None:
+    """Cost per token, 1 = ours at 1,024 tokens, against length, both logarithmic, as SVG."""
+    unit = curves["rwkv-embed"][1024]
+    lengths = sorted({n for curve in curves.values() for n in curve})
+    highest = 1.5 * max(max(curve.values()) for curve in curves.values()) / unit
+
+    def x(length: int) -> float:
+        return LEFT + (RIGHT - LEFT) * log(length / lengths[0]) / log(lengths[-1] / lengths[0])
+
+    def y(cost: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * log(cost / 0.5) / log(highest / 0.5)
+
+    parts = [_text(LEFT, 24, "Cost of one token against the length of the text (1 = ours at 1,024)", "start")]
+    for length in lengths:
+        parts.append(_line((x(length), TOP), (x(length), BOTTOM)))
+        parts.append(_text(x(length), BOTTOM + 18, f"{length // 1024}k" if length >= 1024 else str(length)))
+    for power in range(int(log(highest, 2)) + 1):
+        parts.append(_line((LEFT, y(2**power)), (RIGHT, y(2**power))))
+        parts.append(_text(LEFT - 8, y(2**power) + 4, str(2**power), "end"))
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        points = [(x(length), y(cost / unit)) for length, cost in curve.items()]
+        parts.append(_line(*points, colour=colour, width=2.5))
+        parts.append(_text(points[-1][0] + 8, points[-1][1] + 4, name, "start", colour))
+    parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 10, "tokens"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
+    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    path.write_text("\n".join([head, background, *parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def _line(*points: tuple[float, float], colour: str = "#ddd", width: float = 1) -> str:
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "#222") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="{colour}">{text}</text>'
+    )

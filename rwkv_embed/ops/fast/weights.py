@@ -1,0 +1,229 @@
+"""RWKV-7 parameters as the CPU engine wants them: float32, for `x @ w`; the token table stays packed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_embed.config import ModelConfig
+from rwkv_embed.errors import CheckpointError
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Kernels, Norm
+
+MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
+Tensors = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Token vectors (V, C) as stored: floats, or int8 with a scale per row. Only rows in use are unpacked."""
+
+    packed: NDArray
+    scale: NDArray | None
+
+    def rows(self, tokens: NDArray[np.int64], out: Array) -> None:
+        """out (T, C) = the vectors of `tokens` (T,), float32."""
+        out[:] = self.packed[tokens]
+        if self.scale is not None:
+            out *= self.scale[tokens].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The two factors of one LoRA: (C, D) and (D, C), D filled up with zeros to a multiple of PANEL."""
+
+    down: Any
+    up: Any
+    width: int
+
+    def packed(self, kernels: Kernels) -> "LowRank":
+        return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. Matrices are (in, out), or packed by the kernels; the first layer has no `v`."""
+
+    ln1: Norm
+    mix: Array  # (6, C) in the order of MIXES
+    receptance: Any
+    key: Any
+    value: Any
+    output: Any
+    w: LowRank
+    a: LowRank
+    v: LowRank | None
+    g: LowRank
+    gates: Gates
+    ln2: Norm
+    ffn_mix: Array  # (1, C)
+    ffn_key: Any
+    ffn_value: Any
+
+    def packed(self, kernels: Kernels) -> "Layer":
+        """The same layer with every matrix as `kernels.matmul` wants it."""
+        square = ("receptance", "key", "value", "output", "ffn_key", "ffn_value")
+        pairs = {name: getattr(self, name) for name in "wavg"}
+        return replace(
+            self,
+            **{name: kernels.pack(getattr(self, name)) for name in square},
+            **{name: pair and pair.packed(kernels) for name, pair in pairs.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All that turns tokens into hidden states."""
+
+    config: ModelConfig
+    table: TokenTable
+    ln0: Norm
+    layers: tuple[Layer, ...]
+    ln_out: Norm
+
+
+def read_safetensors(path: str | Path) -> dict[str, NDArray]:
+    """The tensors of a .safetensors file, without torch. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no weights file at {path}; check the path") from error
+    except (SafetensorError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as float16, float32 or int8 safetensors ({error}); "
+            "bfloat16 files load through rwkv_embed.load_model"
+        ) from error
+
+
+def build_weights(tensors: Tensors) -> Weights:
+    """Sizes from shapes, parameters converted; names may have the prefix `rwkv.`. Raises CheckpointError."""
+    take = _Taker(tensors)
+    table = _token_table(take)
+    n_embd = table.packed.shape[1]
+    n_layer = take.count_layers()
+    layers = tuple(_layer(take, i, n_embd) for i in range(n_layer))
+    ln0, ln_out = take.norm("blocks.0.ln0", n_embd), take.norm("ln_out", n_embd)
+    if take.problems:
+        raise CheckpointError("not a whole RWKV-7 checkpoint: " + "; ".join(take.problems))
+    n_head, head_size = take.shape("blocks.0.att.r_k")
+    config = ModelConfig(
+        version="7", n_layer=n_layer, n_embd=n_embd, n_head=n_head, head_size=head_size,
+        n_ffn=layers[0].ffn_key.shape[1], vocab_size=len(table.packed),
+        kind="embedder" if take.has_heads else "language-model",
+    )  # fmt: skip
+    return Weights(config, table, ln0, layers, ln_out)
+
+
+def _token_table(take: "_Taker") -> TokenTable:
+    packed, scale = take.raw("emb.weight.int8"), take.raw("emb.weight.scale")
+    if packed is not None and scale is not None:
+        if packed.ndim != 2 or scale.size != len(packed):
+            raise CheckpointError(
+                f"emb.weight.int8 has shape {packed.shape} and emb.weight.scale {scale.shape}; "
+                "expected (V, C) and (V, 1)"
+            )
+        return TokenTable(packed, scale.reshape(-1, 1))
+    table = take.raw("emb.weight")
+    if table is None or table.ndim != 2:
+        raise CheckpointError(
+            "no token table: expected emb.weight (V, C), or emb.weight.int8 with emb.weight.scale (V, 1)"
+        )
+    return TokenTable(table, None)
+
+
+def _layer(take: "_Taker", i: int, C: int) -> Layer:
+    att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
+
+    def low_rank(letter: str) -> LowRank:
+        down, up = take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C)
+        if down.shape[1] != len(up):
+            take.problems.append(
+                f"{att}{letter}1 {down.shape} and {letter}2 {up.shape} differ in their inner size"
+            )
+        fill = -len(up) % PANEL
+        return LowRank(np.pad(down, ((0, 0), (0, fill))), np.pad(up, ((0, fill), (0, 0))), len(up))
+
+    return Layer(
+        ln1=take.norm(f"blocks.{i}.ln1", C),
+        mix=np.stack([take.vector(att + name, C) for name in MIXES]),
+        receptance=take.linear(att + "receptance.weight", C, C),
+        key=take.linear(att + "key.weight", C, C),
+        value=take.linear(att + "value.weight", C, C),
+        output=take.linear(att + "output.weight", C, C),
+        w=low_rank("w"),
+        a=low_rank("a"),
+        v=low_rank("v") if i else None,
+        g=low_rank("g"),
+        gates=Gates(
+            w0=take.vector(att + "w0", C),
+            a0=take.vector(att + "a0", C),
+            v0=take.vector(att + "v0", C) if i else None,
+            k_k=take.vector(att + "k_k", C),
+            k_a=take.vector(att + "k_a", C),
+            r_k=take.vector(att + "r_k", C),
+            ln_x=take.norm(att + "ln_x", C),
+        ),
+        ln2=take.norm(f"blocks.{i}.ln2", C),
+        ffn_mix=take.vector(ffn + "x_k", C)[None],
+        ffn_key=take.linear(ffn + "key.weight", None, C),
+        ffn_value=take.linear(ffn + "value.weight", C, None),
+    )
+
+
+class _Taker:
+    """Takes tensors by name, checks their shapes, and collects every problem before anything is refused."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = {name.removeprefix("rwkv."): tensor for name, tensor in tensors.items()}
+        self.has_heads = any(name.startswith("head.") and name != "head.weight" for name in self._tensors)
+        self.problems: list[str] = []
+
+    def raw(self, name: str) -> NDArray | None:
+        return self._tensors.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def count_layers(self) -> int:
+        numbers = [int(name.split(".")[1]) for name in self._tensors if name.startswith("blocks.")]
+        return max(numbers, default=-1) + 1
+
+    def vector(self, name: str, size: int) -> Array:
+        return self._checked(name, (size,), flat=True)
+
+    def norm(self, name: str, size: int) -> Norm:
+        return Norm(self.vector(name + ".weight", size), self.vector(name + ".bias", size))
+
+    def linear(self, name: str, rows: int | None, columns: int | None) -> Array:
+        """A torch Linear weight (out, in), transposed."""
+        return np.ascontiguousarray(self._checked(name, (rows, columns)).T)
+
+    def down(self, name: str, size: int) -> Array:
+        return self._checked(name, (size, None))
+
+    def up(self, name: str, size: int) -> Array:
+        return self._checked(name, (None, size))
+
+    def _checked(self, name: str, expected: tuple[int | None, ...], flat: bool = False) -> Array:
+        tensor = self._tensors.get(name)
+        placeholder = np.zeros([size or 1 for size in expected], np.float32)
+        if tensor is None:
+            self.problems.append(f"{name} is missing")
+            return placeholder
+        tensor = tensor.reshape(-1) if flat else tensor
+        if not _fits(tensor.shape, expected):
+            wanted = ", ".join("any" if size is None else str(size) for size in expected)
+            self.problems.append(f"{name} has shape {tuple(tensor.shape)}, expected ({wanted})")
+            return placeholder
+        return np.ascontiguousarray(tensor, np.float32)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        want in (None, size) for size, want in zip(shape, expected, strict=True)
+    )

@@ -1,0 +1,23 @@
+"""The optional part of the build (all else is in pyproject.toml): the CPU engine's kernels in C.
+
+Without a compiler the build goes on and rwkv_embed.ops.fast uses NumPy instead.
+"""
+
+import sys
+
+from setuptools import Extension, setup
+
+# Not -ffast-math: it would switch denormal numbers off for the whole process.
+flags = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffinite-math-only -fno-signed-zeros -fopenmp-simd"
+setup(
+    ext_modules=[
+        Extension(
+            "rwkv_embed.ops.fast._kernels",
+            ["rwkv_embed/ops/fast/kernels.c"],
+            extra_compile_args=[] if sys.platform == "win32" else flags.split(),
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
