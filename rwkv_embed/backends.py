@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.config import ModelConfig
-from rwkv_embed.hub import ModelFiles
+from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.pooling import Head
 
 Floats = NDArray[np.float32]
@@ -78,7 +78,7 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(files: ModelFiles, dtype: str | None = None, threads: int | None = None) -> Backend:
+def open_backend(files: ModelFiles, dtype: str | None, threads: int | None) -> Backend:
     """Load the model that `hub.resolve` found, with the fast engine where it can."""
     from rwkv_embed.checkpoint import open_checkpoint
 
@@ -94,7 +94,7 @@ def open_backend(files: ModelFiles, dtype: str | None = None, threads: int | Non
 
 
 class FastBackend:
-    """`rwkv_embed.ops.fast.FastRWKV7`: NumPy and compiled kernels, no torch. Its states are arrays already."""
+    """`rwkv_embed.ops.fast.FastRWKV7`: NumPy and compiled kernels, no torch; states are arrays."""
 
     def __init__(self, files: ModelFiles, threads: int | None) -> None:
         from safetensors import safe_open
@@ -106,7 +106,9 @@ class FastBackend:
         with safe_open(files.weights, framework="numpy") as file:
             names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
             head = Head.from_tensors({name: file.get_tensor(name) for name in names})
-        self.tokenizer: Tokenizer = load_tokenizer(files.tokenizer or "world")
+        self.tokenizer: Tokenizer = load_tokenizer(
+            files.tokenizer, vocab_size=self._model.config.vocab_size, beside=files.weights
+        )
         self.info = _describe(files, self._model.config, head)
 
     def hidden(
@@ -186,7 +188,7 @@ def check_shapes(arrays: Sequence[Floats], expected: Sequence[tuple[int, ...]]) 
 
 def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> ModelInfo:
     eos = files.settings.get("eos_token_id", 65535 if config.kind == "embedder" else None)
-    ranges = files.folder / "int8_ranges.safetensors"
+    ranges = files.folder / RANGES
     return ModelInfo(
         model_id=files.name,
         identity=files.identity,

@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +48,7 @@ class Embedder:
     `last` for a language model.
     `truncate_dim`, `precision`: what `encode` does when it is not told otherwise.
     `dtype`: weights as float32, bfloat16 or int8. `threads`: for the model's arithmetic.
+    `tokenizer`: instead of the model's own: "world", "neox", "byte" or the path of a tokenizer.json.
     `whitening`, `int8_ranges`: fitted earlier, the object or its file.
     """
 
@@ -59,12 +61,13 @@ class Embedder:
         precision: Precision = "float32",
         dtype: Literal["float32", "bfloat16", "int8"] | None = None,
         threads: int | None = None,
+        tokenizer: str | Path | None = None,
         whitening: Whitening | str | Path | None = None,
         int8_ranges: Int8Ranges | str | Path | None = None,
     ) -> None:
         self.precision = check_precision(precision)
         if model is None or isinstance(model, str | Path):
-            self.backend = open_backend(resolve(model), dtype, threads)
+            self.backend = open_backend(replace(resolve(model), tokenizer=tokenizer), dtype, threads)
         else:
             self.backend = model
         info = self.backend.info
@@ -94,7 +97,7 @@ class Embedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that decides what a vector is: vectors of different fingerprints cannot be compared."""
+        """sha256 of all that decides what a vector is: different ones cannot be compared."""
         facts = {
             "recipe": RECIPE,
             "model": self.backend.info.identity,
@@ -220,7 +223,7 @@ class Embedder:
     # --- fitting
 
     def fit_int8(self, texts: Sequence[str], dims: Sequence[int] = ()) -> Int8Ranges:
-        """Fit the ranges of int8 and uint8 on typical texts and use them from now on; save what is returned."""
+        """Fit the ranges of int8 and uint8 on typical texts and use them from now on; save the result."""
         vectors = self.encode_document(texts, precision="float32", truncate_dim=self._full_dim)
         wanted = [*dims, *([self.truncate_dim] if self.truncate_dim else [])]
         self.int8_ranges = Int8Ranges.fit(vectors, wanted)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +24,24 @@ from typing import Any, Literal
 from rwkv_embed.errors import CheckpointError, DownloadError, ModelNotFound
 
 DEFAULT = Path(__file__).parent / "default"
-SUFFIXES = (".safetensors", ".pth")
-COMPANIONS = ("config.json", "tokenizer.json", "int8_ranges.safetensors")  # taken along when they exist
+RANGES = "int8_ranges.safetensors"
+COMPANIONS = ("config.json", "tokenizer.json", RANGES)  # taken along when they exist
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # beside the shards of one model
+KINDS = ("*.safetensors", "*.pth", "pytorch_model*.bin")  # names of weights, the preferred first
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[^@\s]+))?(@(?P<revision>[\w./-]+))?")
 BLOCK = 1 << 20  # bytes read at a time when hashing
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this disk. `weights` is a file, or a folder of several (sharded, Hugging Face layout)."""
+    """A model on this disk. `weights` is a file, or a folder of several (sharded, Hugging Face layout).
+
+    `tokenizer` overrides the model's own: "world", "neox", "byte" or the path of a tokenizer.json.
+    """
 
     name: str
     weights: Path
+    tokenizer: str | Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -54,20 +61,21 @@ class ModelFiles:
             raise CheckpointError(f"{path} holds a {type(settings).__name__}, expected a JSON object")
         return settings
 
-    @property
-    def tokenizer(self) -> Path | None:
-        path = self.folder / "tokenizer.json"
-        return path if path.is_file() else None
-
     @cached_property
     def identity(self) -> str:
         """sha256 of weights and tokenizer. The bundled model states its own in config.json; a test checks."""
         stated = self.settings.get("sha256")
-        if stated is not None and self.folder == DEFAULT:
+        if stated is not None and self.folder == DEFAULT and self.tokenizer is None:
             return str(stated)
+        return self.compute_identity()
+
+    def compute_identity(self) -> str:
+        """`identity` from the bytes of the files."""
         files = weight_files(self.folder) if self.weights.is_dir() else [self.weights]
-        files += [self.tokenizer] if self.tokenizer else []
-        return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+        tokenizer = Path(self.tokenizer or self.folder / "tokenizer.json")
+        parts = [sha256(file) for file in files]
+        parts.append(sha256(tokenizer) if tokenizer.is_file() else str(self.tokenizer or "built in"))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def resolve(name: str | Path | None = None, *, progress: bool = False) -> ModelF
     if path.exists():
         return ModelFiles(path.stem if path.is_file() else path.resolve().name, _weights_in(path))
     match = REPOSITORY.fullmatch(str(name))
-    if match is None or (path.suffix in SUFFIXES and match["file"] is None):
+    if match is None or (_is_weights(path.name) and match["file"] is None):
         raise ModelNotFound(
             f"no model {str(name)!r}: it is not a file or folder here, and a hub name looks like "
             "ORG/REPO or ORG/REPO:FILE"
@@ -121,7 +129,7 @@ def list_models() -> list[LocalModel]:
         if repo.repo_type == "model"
         for revision in repo.revisions
         for file in revision.files
-        if file.file_path.suffix in SUFFIXES and file.file_name not in COMPANIONS
+        if _is_weights(file.file_name)
     }
     models += [
         LocalModel(name, file.file_path, file.size_on_disk, "hub") for name, file in sorted(files.items())
@@ -138,12 +146,16 @@ def sha256(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights in a folder, by name; safetensors when there are both kinds."""
-    for suffix in SUFFIXES:
-        found = sorted(file for file in folder.glob(f"*{suffix}") if file.name not in COMPANIONS)
+    """The weights in a folder, by name; of several kinds the preferred one."""
+    for kind in KINDS:
+        found = sorted(file for file in folder.glob(kind) if file.name != RANGES)
         if found:
             return found
-    return sorted(folder.glob("pytorch_model*.bin"))
+    return []
+
+
+def _is_weights(name: str) -> bool:
+    return name != RANGES and any(fnmatch(name, kind) for kind in KINDS)
 
 
 def _bundled() -> ModelFiles:
@@ -159,10 +171,10 @@ def _weights_in(path: Path) -> Path:
     files = weight_files(path)
     if not files:
         raise ModelNotFound(f"no weights in {path}: expected a .safetensors or .pth file")
+    if any((path / index).is_file() for index in INDEXES) or _is_hugging_face(path):
+        return path  # its config.json, and its shards, belong to the weights
     if len(files) == 1:
         return files[0]
-    if (path / "config.json").is_file():
-        return path  # a sharded Hugging Face folder
     names = ", ".join(file.name for file in files)
     raise ModelNotFound(f"{path} holds {len(files)} models; name one of its files: {names}")
 
@@ -175,7 +187,8 @@ def _download(repo: str, file: str | None, revision: str, progress: bool) -> Mod
     weights = _choose(repo, names, file)
     beside = [str(Path(weights[0]).with_name(companion)) for companion in COMPANIONS]
     # Weights last: once they are in the cache the model is complete.
-    for name in [*(name for name in beside if name in names), *weights]:
+    indexes = [name for name in names if name in INDEXES and len(weights) > 1]
+    for name in [*(name for name in beside if name in names), *weights, *indexes]:
         _fetch(repo, name, revision, progress)
     found = _cached(repo, file, revision)
     assert found is not None, "what has just been downloaded is in the cache"
@@ -187,7 +200,8 @@ def _refuse_offline(repo: str) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise DownloadError(
-            f"{repo} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set; unset it to download"
+            f"{repo} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set; "
+            "unset it to download"
         )
 
 
@@ -201,11 +215,18 @@ def _cached(repo: str, file: str | None, revision: str) -> ModelFiles | None:
     except LocalEntryNotFoundError:
         return None
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    if file not in names if file else not any(name.endswith(SUFFIXES) for name in names):
+    try:
+        weights = [folder / name for name in _choose(repo, names, file)]
+    except ModelNotFound:
         return None
-    weights = [folder / name for name in _choose(repo, names, file)]
-    name = f"{repo}:{file}" if file else repo
-    return ModelFiles(name, weights[0] if len(weights) == 1 else weights[0].parent)
+    if len(weights) > 1 or (file is None and _is_hugging_face(folder)):
+        return ModelFiles(repo, folder)
+    return ModelFiles(f"{repo}:{file}" if file else repo, weights[0])
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    """Whether the folder is in the layout of `transformers`, which keeps facts in its config.json."""
+    return "model_type" in ModelFiles("", folder).settings
 
 
 def _choose(repo: str, names: list[str], file: str | None) -> list[str]:
@@ -214,14 +235,14 @@ def _choose(repo: str, names: list[str], file: str | None) -> list[str]:
         if file not in names:
             raise ModelNotFound(f"{repo} has no file {file!r}; it has: {_some(names)}")
         return [file]
-    for suffix in SUFFIXES:
-        found = [name for name in names if name.endswith(suffix) and name not in COMPANIONS]
-        sharded = len(found) > 1 and "config.json" in names and all("-of-" in name for name in found)
-        if len(found) == 1 or sharded:
+    for kind in KINDS:
+        found = [name for name in names if fnmatch(Path(name).name, kind) and Path(name).name != RANGES]
+        sharded = any(index in names for index in INDEXES) and all("-of-" in name for name in found)
+        if len(found) == 1 or (found and sharded):
             return found
         if found:
             raise ModelNotFound(
-                f"{repo} holds {len(found)} models; name one, as {repo}:{found[0]}: {_some(found)}"
+                f"{repo} holds {len(found)} models; name one of them, as {repo}:{found[0]}: {_some(found)}"
             )
     raise ModelNotFound(f"{repo} holds no .safetensors or .pth weights; it has: {_some(names)}")
 
@@ -255,7 +276,8 @@ def _check(path: Path, name: str) -> None:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise DownloadError(
-            f"{name} arrived damaged: checksum {found[:12]}…, expected {expected[:12]}…; nothing was kept, try again"
+            f"{name} arrived damaged: checksum {found[:12]}…, expected {expected[:12]}…; "
+            "nothing was kept, try again"
         )
 
 

@@ -91,7 +91,7 @@ def _step(
 
 
 def to_bytes(backend: Backend, reading: Reading, owner: str, **facts: Any) -> bytes:
-    """A reading as a safetensors file. `owner`: fingerprint of whoever may resume it; `facts`: JSON values."""
+    """A reading as a safetensors file. `owner`: fingerprint of who may resume it; `facts`: JSON values."""
     from safetensors.numpy import save
 
     tensors: dict[str, NDArray[Any]] = {}

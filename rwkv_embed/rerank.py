@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed import reading
-from rwkv_embed.backends import Backend, read_tensors
+from rwkv_embed.backends import read_tensors
 from rwkv_embed.errors import CheckpointError, StateError
 from rwkv_embed.reading import Reading, go_on
 
@@ -43,18 +43,18 @@ LN_X_EPS = 64e-5  # RWKV-7's group norm: 1e-5 x 8^2
 class StateReranker:
     """EmbeddingRWKV's reranker on top of the embedder it was trained with.
 
-    `embedder`: an RWKV-7 embedder, or its back end. `tensors`: the checkpoint's, without the prefix
+    `embedder`: an RWKV-7 embedder. `tensors`: the checkpoint's, without the prefix
     `reranker.`. `layers`: whose states the blocks look at (`reranker_layer_idx` of the checkpoint); all of
     them by default.
     """
 
     def __init__(
         self,
-        embedder: "Embedder | Backend",
+        embedder: "Embedder",
         tensors: Mapping[str, Floats],
         layers: Sequence[int] | None = None,
     ) -> None:
-        self._backend: Backend = getattr(embedder, "backend", embedder)
+        self._backend = embedder.backend
         info = self._backend.info
         if info.config.version != "7" or info.eos is None:
             raise CheckpointError(
@@ -70,7 +70,7 @@ class StateReranker:
         )  # of passage states: they depend on the embedder, not on the reranker
 
     @classmethod
-    def load(cls, embedder: "Embedder | Backend", path: str | Path) -> "StateReranker":
+    def load(cls, embedder: "Embedder", path: str | Path) -> "StateReranker":
         """Read a reranker checkpoint (.pth or .safetensors)."""
         tensors, extras = read_tensors(Path(path))
         layers = extras.get("reranker_layer_idx")
@@ -116,8 +116,8 @@ class StateReranker:
         chosen = list(range(n_layer)) if layers is None else [layer % n_layer for layer in layers]
         if len(chosen) != self._scorer.n_layer:
             raise CheckpointError(
-                f"the reranker has {self._scorer.n_layer} blocks but is to look at {len(chosen)} of the embedder's "
-                f"{n_layer} layers; it was trained with another embedder"
+                f"the reranker has {self._scorer.n_layer} blocks but is to look at {len(chosen)} of the "
+                f"embedder's {n_layer} layers; it was trained with another embedder"
             )
         sizes = (self._backend.info.config.n_head, self._backend.info.config.head_size)
         if sizes != (self._scorer.n_head, self._scorer.head_size):
@@ -166,13 +166,13 @@ class StateScorer:
     def _time_mixing(
         self, name: str, x: Floats, state: Floats, v_first: Floats | None
     ) -> tuple[Floats, Floats]:
-        """x (B, C), state (B, H, N, N) as [value, key] -> what is added to x (B, C), and this layer's v (B, C)."""
+        """x (B, C), state (B, H, N, N) as [value, key] -> what is added to x, this layer's v: (B, C)."""
         z = {key.removeprefix(name): tensor for key, tensor in self._tensors.items() if key.startswith(name)}
         H, N = self.n_head, self.head_size
         xr, xw, xk, xv, xa, xg = (x - x * z[f"x_{letter}"].reshape(-1) for letter in "rwkvag")
         r, k, v = xr @ z["receptance.weight"].T, xk @ z["key.weight"].T, xv @ z["value.weight"].T
         decay = _sigmoid(z["w0"].reshape(-1) + np.tanh(xw @ z["w1"]) @ z["w2"])
-        w = np.exp(-np.exp(-0.5) * decay)  # = exp(-exp(-softplus(-…) - 0.5))
+        w = np.exp(np.float32(-np.exp(-0.5)) * decay)  # = exp(-exp(-softplus(-…) - 0.5))
         if v_first is not None:
             v = v + (v_first - v) * _sigmoid(z["v0"].reshape(-1) + xv @ z["v1"] @ z["v2"])
         a = _sigmoid(z["a0"].reshape(-1) + xa @ z["a1"] @ z["a2"])
@@ -267,5 +267,5 @@ def _layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
     return cast(Floats, centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LN_EPS) * weight + bias)
 
 
-def _sigmoid(x: Floats) -> Floats:
+def _sigmoid(x: NDArray[Any]) -> Floats:
     return cast(Floats, 1 / (1 + np.exp(-x)))

@@ -73,7 +73,7 @@ class EmbeddingStream:
         return self._reading.tokens + len(self._embedder.tokenizer.encode(self._pending))
 
     def state_bytes(self) -> bytes:
-        """All that is needed to go on later, elsewhere: a safetensors file of fixed size plus the held text."""
+        """What is needed to go on later, elsewhere: a safetensors file of fixed size plus the held text."""
         return reading.to_bytes(
             self._embedder.backend, self._reading, self._embedder.fingerprint, pending=self._pending
         )

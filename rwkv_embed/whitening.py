@@ -63,8 +63,8 @@ class Whitening:
         """(n, d) -> (n, dim), not normalised."""
         if vectors.shape[-1] != len(self.mean):
             raise ValueError(
-                f"the whitening was fitted on {len(self.mean)}-d vectors, the model gives {vectors.shape[-1]}-d; "
-                "fit it again with this model and pooling"
+                f"the whitening was fitted on {len(self.mean)}-d vectors, the model gives "
+                f"{vectors.shape[-1]}-d; fit it again with this model and pooling"
             )
         return cast(Floats, (vectors - self.mean) @ self.matrix)
 
