@@ -101,8 +101,10 @@ def to_bytes(backend: Backend, reading: Reading, owner: str, **facts: Any) -> by
         tensors["hidden"] = np.ascontiguousarray(reading.hidden)
     if reading.total is not None:
         tensors["total"] = reading.total
-    about = {"format": FORMAT, "owner": owner, "facts": json.dumps({"tokens": reading.tokens, **facts})}
-    return save(tensors, metadata=about)
+    about = {"format": FORMAT, "owner": owner, "tokens": reading.tokens, **facts}
+    return save(
+        tensors, metadata={"reading": json.dumps(about)}
+    )  # one entry: of several the order would vary
 
 
 def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict[str, Any]]:
@@ -113,7 +115,7 @@ def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict
     try:
         tensors = load(data)
         (length,) = struct.unpack_from("<Q", data)
-        about = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        about = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("reading", "{}"))
     except (SafetensorError, ValueError, struct.error) as error:
         raise StateError(
             f"the saved state is damaged ({error}); read the text again from its beginning"
@@ -122,13 +124,12 @@ def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict
         raise StateError(f"the saved state has format {about.get('format')!r}, expected {FORMAT!r}")
     if about.get("owner") != owner:
         raise StateError(
-            f"the saved state belongs to another model or pooling ({about.get('owner', '')[:12]}…, this is "
+            f"the saved state belongs to another model or pooling ({str(about.get('owner'))[:12]}…, this is "
             f"{owner[:12]}…); open it with the one it was made with, or read the text again"
         )
-    facts = json.loads(about["facts"])
     arrays = [tensors[f"state.{i}"] for i in range(sum(name.startswith("state.") for name in tensors))]
     try:
         state = backend.state(arrays) if arrays else None
     except ValueError as error:
         raise StateError(f"the saved state does not fit this model: {error}") from error
-    return Reading(facts["tokens"], tensors.get("hidden"), tensors.get("total"), state), facts
+    return Reading(about["tokens"], tensors.get("hidden"), tensors.get("total"), state), about
