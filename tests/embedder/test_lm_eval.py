@@ -21,7 +21,13 @@ def requests(*arguments: tuple[Any, ...]) -> list[SimpleNamespace]:
 
 def test_loglikelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyLanguageModel()
-    pairs = [("The sun is", " hot"), ("The sun is", " a very long answer"), ("", "x"), ("trailing ", "space"), ("a", "")]
+    pairs = [
+        ("The sun is", " hot"),
+        ("The sun is", " a very long answer"),
+        ("", "x"),
+        ("trailing ", "space"),
+        ("a", ""),
+    ]
     monkeypatch.setattr(adapter, "WINDOW", 4)
     results = adapter.RWKVLM(model).loglikelihood(requests(*pairs))
     for (context, continuation), (log_probability, greedy) in zip(pairs, results, strict=True):
@@ -58,7 +64,9 @@ def test_generate_until() -> None:
     language_model = adapter.RWKVLM(model)
     assert language_model.generate_until(requests(("Once", {"until": [], "max_gen_toks": 12}))) == [text]
     stop = text[4]
-    results = language_model.generate_until(requests(("Once", {"until": [stop, "never"], "max_gen_toks": 12})))
+    results = language_model.generate_until(
+        requests(("Once", {"until": [stop, "never"], "max_gen_toks": 12}))
+    )
     assert results == [text[: text.index(stop)]]
     with pytest.raises(ValueError, match="generates greedily"):
         language_model.generate_until(requests(("Once", {"do_sample": True})))
