@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.backends import Backend, Tokenizer, open_backend
+from rwkv_embed.backends import Backend, Dtype, Tokenizer, open_backend
 from rwkv_embed.hub import resolve
 from rwkv_embed.pooling import SUMMARY_PROMPT, Pooling, state_dim, state_vector
 from rwkv_embed.quantize import Int8Ranges, Precision, check_precision, quantize, truncate
@@ -59,7 +59,7 @@ class Embedder:
         pooling: Pooling | None = None,
         truncate_dim: int | None = None,
         precision: Precision = "float32",
-        dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+        dtype: Dtype | None = None,
         threads: int | None = None,
         tokenizer: str | Path | None = None,
         whitening: Whitening | str | Path | None = None,

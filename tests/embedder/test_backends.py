@@ -1,4 +1,4 @@
-"""The real back ends behind the embedder, against the slow NumPy RNN: a tiny checkpoint, written and opened."""
+"""The real back ends behind the embedder, against the slow NumPy RNN, on a tiny checkpoint on disk."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 
 from rwkv_embed.backends import FastBackend, TorchBackend
 from rwkv_embed.embedder import Embedder
-from rwkv_embed.errors import StateError
+from rwkv_embed.errors import CheckpointError, StateError
 from rwkv_embed.rerank import StateReranker
 from tests.embedder.numpy_rwkv import NumpyBackend
+from tests.embedder.test_rerank import reranker_tensors
 
 pytest.importorskip("rwkv_embed.ops.fast", reason="the engine is not in this checkout")
 pytest.importorskip("rwkv_embed.checkpoint", reason="the models are not in this checkout")
@@ -108,11 +109,17 @@ def test_language_models(language_model_file: Path, embedder_folder: Path, pooli
 
 
 def test_reranking_with_the_engine(embedder_folder: Path) -> None:
-    from tests.embedder.test_rerank import reranker_tensors
-
     tensors = reranker_tensors(n_layer=3, n_head=2, head_size=8)
     fast = StateReranker(Embedder(embedder_folder), tensors)
     slow = StateReranker(Embedder(reference(EOS)), tensors)
     np.testing.assert_allclose(fast.score("Nile?", TEXTS), slow.score("Nile?", TEXTS), atol=1e-4)
     states = [fast.passage_state(text) for text in TEXTS]
     np.testing.assert_allclose(fast.score_states("Nile?", states), fast.score("Nile?", TEXTS), atol=1e-5)
+
+
+def test_a_reranker_is_not_an_embedder(tmp_path: Path) -> None:
+    save_file({f"reranker.{name}": t for name, t in reranker_tensors().items()}, tmp_path / "r.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"r is a reranker: it scores passages; open it with StateReranker"
+    ):
+        Embedder(tmp_path / "r.safetensors")

@@ -1,4 +1,4 @@
-"""Streams: feeding in pieces equals feeding whole, looking disturbs nothing, a stream outlives its process."""
+"""Streams: pieces equal the whole, looking disturbs nothing, a stream outlives its process."""
 
 import json
 import struct
