@@ -75,7 +75,8 @@ class Embedder:
         self.prompts: dict[str, str] = {"query": "", "document": "", **info.prompts}
         self.pooling = self._choose_pooling(pooling)
         self.whitening = Whitening.load(whitening) if isinstance(whitening, str | Path) else whitening
-        int8_ranges = int8_ranges or info.int8_ranges
+        if int8_ranges is None and self.whitening is None and self.pooling == self._choose_pooling(None):
+            int8_ranges = info.int8_ranges  # they were fitted to the model's own vectors
         self.int8_ranges = (
             Int8Ranges.load(int8_ranges) if isinstance(int8_ranges, str | Path) else int8_ranges
         )

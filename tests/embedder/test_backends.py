@@ -120,6 +120,6 @@ def test_reranking_with_the_engine(embedder_folder: Path) -> None:
 def test_a_reranker_is_not_an_embedder(tmp_path: Path) -> None:
     save_file({f"reranker.{name}": t for name, t in reranker_tensors().items()}, tmp_path / "r.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"r is a reranker: it scores passages; open it with StateReranker"
+        CheckpointError, match=r"r\.safetensors is a reranker: it scores passages; open it with StateReranker"
     ):
         Embedder(tmp_path / "r.safetensors")

@@ -225,7 +225,8 @@ def test_local_files_and_folders(tmp_path: Path) -> None:
     weights.write_bytes(b"weights")
     assert hub.resolve(weights).weights == weights
     assert hub.resolve(str(tmp_path)).weights == weights
-    assert hub.resolve(weights).name == "model"
+    assert hub.resolve(weights).name == str(weights.resolve())
+    assert hub.resolve(hub.resolve(weights).name) == hub.resolve(weights)
     assert hub.resolve(weights).settings == {}
     before = hub.resolve(weights).identity
     assert hub.ModelFiles("model", weights, "world").identity != before
@@ -259,5 +260,5 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hub.DEFAULT.is_dir(), reason="the bundled model is not in this checkout")
 def test_the_bundled_model_states_its_true_identity() -> None:
     files = hub.resolve(None)
-    assert files == hub.resolve("default")
+    assert files == hub.resolve("default") == hub.resolve(files.name)
     assert files.identity == files.compute_identity()
