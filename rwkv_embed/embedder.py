@@ -272,6 +272,8 @@ class Embedder:
             raise ValueError(
                 f"{self.model_id} is a language model without an embedding head; use last, mean or state"
             )
+        if pooling == "summary" and self.backend.info.eos is not None:
+            raise ValueError(f"{self.model_id} is an embedder and cannot be asked for a summary; use head")
         return pooling
 
     def _frame(self) -> tuple[list[int], list[int]]:
