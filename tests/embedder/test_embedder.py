@@ -187,6 +187,8 @@ def test_bad_arguments(embedder: Embedder, language_model: NumpyBackend) -> None
         embedder.encode("a", normalise_embeddings=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="tiny is a language model without an embedding head"):
         Embedder(language_model, pooling="head")
+    with pytest.raises(ValueError, match="tiny is an embedder and cannot be asked for a summary; use head"):
+        Embedder(NumpyBackend(), pooling="summary")
     with pytest.raises(
         ValueError, match="pooling is 'max', expected one of head, last, mean, state, summary"
     ):
