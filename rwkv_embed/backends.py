@@ -109,7 +109,8 @@ class FastBackend:
         from rwkv_embed.ops.fast import FastRWKV7
         from rwkv_embed.tokenizer import load_tokenizer
 
-        self._model = FastRWKV7.from_file(files.weights, threads=threads)
+        # Any: what `hidden` returns depends on its flags.
+        self._model: Any = FastRWKV7.from_file(files.weights, threads=threads)
         with safe_open(files.weights, framework="numpy") as file:
             names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
             head = Head.from_tensors({name: file.get_tensor(name) for name in names})
@@ -147,7 +148,8 @@ class TorchBackend:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self._model = load_model(files.weights, dtype=dtype, tokenizer=files.tokenizer)
+        # Any: what `hidden` returns depends on its flags.
+        self._model: Any = load_model(files.weights, dtype=dtype, tokenizer=files.tokenizer)
         self.tokenizer: Tokenizer = self._model.tokenizer
         head = None
         if self._model.config.kind == "embedder":
