@@ -64,10 +64,8 @@ class StateReranker:
         self._eos = info.eos
         self._scorer = StateScorer(tensors)
         self._layers = self._check_layers(layers)
-        digest = hashlib.sha256(b"reranking\n" + PASSAGE_TEMPLATE.encode() + info.identity.encode())
-        self.fingerprint = (
-            digest.hexdigest()
-        )  # of passage states: they depend on the embedder, not on the reranker
+        # Passage states depend on the embedder and the template, not on the reranker.
+        self.fingerprint = hashlib.sha256(f"{PASSAGE_TEMPLATE}\n{info.identity}".encode()).hexdigest()
 
     @classmethod
     def load(cls, embedder: "Embedder", path: str | Path) -> "StateReranker":
@@ -113,11 +111,12 @@ class StateReranker:
 
     def _check_layers(self, layers: Sequence[int] | None) -> list[int]:
         n_layer = self._backend.info.config.n_layer
-        chosen = list(range(n_layer)) if layers is None else [layer % n_layer for layer in layers]
-        if len(chosen) != self._scorer.n_layer:
+        chosen = list(range(n_layer) if layers is None else layers)
+        fits = all(-n_layer <= layer < n_layer for layer in chosen)
+        if len(chosen) != self._scorer.n_layer or not fits:
             raise CheckpointError(
-                f"the reranker has {self._scorer.n_layer} blocks but is to look at {len(chosen)} of the "
-                f"embedder's {n_layer} layers; it was trained with another embedder"
+                f"the reranker has {self._scorer.n_layer} blocks but is to look at layers {chosen} of the "
+                f"embedder's {n_layer}; it was trained with another embedder"
             )
         sizes = (self._backend.info.config.n_head, self._backend.info.config.head_size)
         if sizes != (self._scorer.n_head, self._scorer.head_size):
@@ -125,7 +124,7 @@ class StateReranker:
                 f"the reranker has {self._scorer.n_head} heads of {self._scorer.head_size}, "
                 f"the embedder {sizes[0]} of {sizes[1]}; it was trained with another embedder"
             )
-        return chosen
+        return [layer % n_layer for layer in chosen]
 
 
 class StateScorer:
@@ -203,8 +202,8 @@ class LikelihoodReranker:
     """Mean log-probability of the query's tokens after the passage, under any RWKV language model.
 
     `model` is what `load_model` returns. The templates are plain text around passage and query; only the
-    tokens of the query itself are scored. `model_id` becomes part of stored states: give the model's
-    fingerprint.
+    tokens of the query itself are scored. `model_id`, needed to store passages, says whose states they are:
+    give a hash of the weights, for instance `hub.resolve(path).identity`.
     """
 
     def __init__(
@@ -217,6 +216,7 @@ class LikelihoodReranker:
     ) -> None:
         self._model = model
         self._before, self._between = before, between
+        self._model_id = model_id
         facts = json.dumps([model_id, str(model.config), before, between])
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
 
@@ -226,6 +226,8 @@ class LikelihoodReranker:
 
     def passage_state(self, passage: str) -> bytes:
         """What is left of a passage: the fingerprint (64 bytes), then the state's own bytes."""
+        if not self._model_id:
+            raise ValueError("storing passages needs model_id, so that another model's are never resumed")
         return self.fingerprint.encode() + cast(bytes, self._read(passage).to_bytes())
 
     def score_states(self, query: str, states: Sequence[bytes]) -> Floats:

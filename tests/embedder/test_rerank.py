@@ -81,8 +81,12 @@ def test_state_reranker_refuses_what_does_not_fit() -> None:
     other = StateReranker(Embedder(NumpyBackend(seed=1)), reranker_tensors())
     with pytest.raises(StateError, match="belongs to another model"):
         other.score_states(QUERY, [reranker.passage_state("text")])
-    with pytest.raises(CheckpointError, match="has 3 blocks but is to look at 2 of the embedder's 2 layers"):
+    with pytest.raises(
+        CheckpointError, match=r"has 3 blocks but is to look at layers \[0, 1\] of the embedder's 2;"
+    ):
         StateReranker(Embedder(NumpyBackend()), reranker_tensors(n_layer=3))
+    with pytest.raises(CheckpointError, match=r"to look at layers \[0, 7\] of the embedder's 2;"):
+        StateReranker(Embedder(NumpyBackend()), reranker_tensors(), [0, 7])
     with pytest.raises(CheckpointError, match="has 1 heads of 4, the embedder 2 of 4"):
         StateReranker(Embedder(NumpyBackend()), reranker_tensors(n_head=1))
     with pytest.raises(CheckpointError, match="tiny is an RWKV-7 language-model"):
@@ -121,13 +125,16 @@ def test_likelihood_is_the_mean_log_probability_of_the_query() -> None:
 
 def test_likelihood_from_stored_passages() -> None:
     model = TinyLanguageModel()
-    reranker = LikelihoodReranker(model)
+    reranker = LikelihoodReranker(model, model_id="tiny")
     stored = [reranker.passage_state(passage) for passage in PASSAGES]
     model.tokens_read = 0
     offline = reranker.score_states(QUERY, stored)
     assert model.tokens_read == len(PASSAGES) * len("\n\nA question that this passage answers: " + QUERY)
     np.testing.assert_allclose(offline, reranker.score(QUERY, PASSAGES), atol=1e-6)
-    with pytest.raises(StateError, match="belongs to another model or template"):
-        LikelihoodReranker(model, before="Text: ").score_states(QUERY, stored)
+    for other in (LikelihoodReranker(model, before="Text: ", model_id="tiny"), LikelihoodReranker(model)):
+        with pytest.raises(StateError, match="belongs to another model or template"):
+            other.score_states(QUERY, stored)
+    with pytest.raises(ValueError, match="storing passages needs model_id"):
+        LikelihoodReranker(model).passage_state("text")
     with pytest.raises(StateError, match="belongs to another model or template"):
         reranker.score_states(QUERY, [b""])
