@@ -1,10 +1,11 @@
 """Approximate search with FAISS, for collections too large to compare with every vector.
 
     hnsw   a graph over 8-bit codes: the fastest search, the longest build
-    ivf    clusters of 8-bit codes: built in a fraction of the time, no graph to keep, at its best with filters
+    ivf    clusters of 8-bit codes: built in a fraction of the time, no graph to keep, good with filters
 
-Both work on row numbers of a `View`; dead and filtered rows are left out by a bitmap. How hard to search (`effort`:
-efSearch or nprobe) is measured when the index is built: the least that finds TARGET_RECALL of the true neighbours.
+Both work on row numbers of a `View`; dead and filtered rows are left out by a bitmap. How hard to search
+(`effort`: efSearch or nprobe) is measured when the index is built: the least that finds TARGET_RECALL of the
+true neighbours.
 """
 
 import logging
@@ -54,7 +55,15 @@ def choose_index(rows: int, dim: int, memory_bytes: int, wanted: IndexKind = "au
     needed = rows * (dim + 8 * HNSW_LINKS + 16)  # code, two links per edge of 4 bytes, upper levels
     if rows <= HNSW_ROWS and needed <= memory_bytes // 4:
         return IndexChoice("hnsw", f"HNSW over {what}: about {needed / 1e6:,.0f} MB")
-    return IndexChoice("ivf", f"IVF with {lists_for(rows):,} lists over {what}: about {rows * (dim + 8) / 1e6:,.0f} MB")
+    megabytes = rows * (dim + 8) / 1e6
+    return IndexChoice("ivf", f"IVF with {lists_for(rows):,} lists over {what}: about {megabytes:,.0f} MB")
+
+
+def _faiss() -> Any:
+    """FAISS, imported when first needed: that takes longer than an exact search."""
+    import faiss
+
+    return faiss
 
 
 def free_memory() -> int:
@@ -79,47 +88,43 @@ class ApproximateIndex:
     reason: str
     index: Any
 
-    def search(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def search(
+        self, query: NDArray[np.float32], k: int, permitted: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
         """Up to k row numbers, near the query; `permitted` (count,) leaves rows out."""
-        import faiss
-
         if k == 0:
             return np.empty(0, np.int64)
         selector, effort = None, max(self.effort, k if self.kind == "hnsw" else 1)
         if permitted is not None:
             bitmap = np.packbits(permitted, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bitmap)
+            selector = _faiss().IDSelectorBitmap(bitmap)
             # the rarer the permitted rows, the wider the search: as many of them are seen as without a filter
             effort = int(effort * self.count / max(int(np.count_nonzero(permitted)), 1))
         _, rows = self.index.search(query[np.newaxis], k, params=self._parameters(effort, selector))
         return rows[0][rows[0] >= 0]
 
     def _parameters(self, effort: int, selector: Any) -> Any:
-        import faiss
-
         if self.kind == "ivf":
-            return faiss.SearchParametersIVF(nprobe=min(effort, self.index.nlist), sel=selector)
-        return faiss.SearchParametersHNSW(efSearch=min(effort, 4_096), sel=selector)
+            return _faiss().SearchParametersIVF(nprobe=min(effort, self.index.nlist), sel=selector)
+        return _faiss().SearchParametersHNSW(efSearch=min(effort, 4_096), sel=selector)
 
     def packed(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """The index as bytes, and what else `read_ann` needs."""
-        import faiss
-
         facts = {"kind": self.kind, "count": self.count, "effort": self.effort, "reason": self.reason}
-        return faiss.serialize_index(self.index), facts
+        return _faiss().serialize_index(self.index), facts
 
 
 def read_ann(data: NDArray[np.uint8], facts: dict[str, Any]) -> ApproximateIndex:
     """An index from a snapshot whose checksum was right. DamagedSnapshot when FAISS cannot read it."""
-    import faiss
-
     try:
         kind, count, effort, reason = facts["kind"], facts["count"], facts["effort"], facts["reason"]
-        index = faiss.deserialize_index(data)
+        index = _faiss().deserialize_index(data)
     except (RuntimeError, KeyError) as error:
         raise DamagedSnapshot(f"the FAISS index cannot be read: {error}") from error
     if kind not in get_args(Kind) or index.ntotal != count:
-        raise DamagedSnapshot(f"the FAISS index has {index.ntotal} rows of kind {kind}, its manifest says {count}")
+        raise DamagedSnapshot(
+            f"the FAISS index holds {index.ntotal} rows ({kind}), its manifest says {count}"
+        )
     return ApproximateIndex(kind, count, effort, reason, index)
 
 
@@ -143,19 +148,17 @@ def build(
 
 
 def _empty_hnsw(dim: int) -> Any:
-    import faiss
-
-    index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    index = _faiss().IndexHNSWSQ(
+        dim, _faiss().ScalarQuantizer.QT_8bit, HNSW_LINKS, _faiss().METRIC_INNER_PRODUCT
+    )
     index.hnsw.efConstruction = HNSW_BUILD_EFFORT
     return index
 
 
 def _empty_ivf(dim: int, count: int) -> Any:
-    import faiss
-
-    quantizer = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, dim, lists_for(count), faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    quantizer = _faiss().IndexFlatIP(dim)
+    index = _faiss().IndexIVFScalarQuantizer(
+        quantizer, dim, lists_for(count), _faiss().ScalarQuantizer.QT_8bit, _faiss().METRIC_INNER_PRODUCT
     )
     index.by_residual = False  # codes then do not depend on the list, and scanning is a plain product
     index.cp.niter = 8
@@ -184,7 +187,7 @@ def _resized(parts: Iterator[NDArray[np.float32]], rows: int) -> Iterator[NDArra
 
 
 def _calibrated(index: ApproximateIndex, parts: Parts, dim: int) -> int:
-    """The smallest effort, in powers of two, that reaches TARGET_RECALL on a sample of the rows as queries."""
+    """The smallest power of two that reaches TARGET_RECALL with a sample of the rows as queries."""
     queries = _sample(parts, index.count, dim, CALIBRATION_QUERIES)
     k = min(CALIBRATION_K, index.count)
     truth = _exact_neighbours(queries, parts, k)

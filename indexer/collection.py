@@ -62,13 +62,13 @@ class Collection:
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The collection's embedder, loaded now; ModelMismatch when the model is not the one it was built with."""
+        """The collection's embedder, loaded now; ModelMismatch when it is not the one it was built with."""
         info = self.info
         embedder = self.store.embedder(info.model_id)
         if embedder.fingerprint != info.fingerprint or embedder.dim != info.dim:
             raise ModelMismatch(
                 f"collection {self.name!r} was built with model {info.model_id!r} ({info.dim}-d, fingerprint "
-                f"{info.fingerprint[:12]}), but the model at hand is {embedder.model_id!r} ({embedder.dim}-d, "
+                f"{info.fingerprint[:12]}), but this model is {embedder.model_id!r} ({embedder.dim}-d, "
                 f"{embedder.fingerprint[:12]}); use that model or index into a new collection"
             )
         return embedder
@@ -127,10 +127,8 @@ class Collection:
             chunks = session.scalars(
                 select(ChunkRow).where(ChunkRow.document_id == row.id).order_by(ChunkRow.ordinal)
             ).all()
-            listed = [
-                {"id": c.id, "ordinal": c.ordinal, "start": c.start, "end": c.end, "text": c.text, "language": c.language}
-                for c in chunks
-            ]
+            fields = ("id", "ordinal", "start", "end", "text", "language")
+            listed = [{name: getattr(chunk, name) for name in fields} for chunk in chunks]
             return _described(row, len(chunks)) | {"text": body_text(row.body), "chunks": listed}
 
     def documents(self, *, offset: int = 0, limit: int = 100, where: Any = None) -> list[dict[str, Any]]:
@@ -181,7 +179,7 @@ class Collection:
             return row.dim, row.model_fingerprint
 
     def stats(self, recall: bool = False) -> dict[str, Any]:
-        """Counts, languages, bytes and the state of the index; with `recall`, its recall@10 against exact search."""
+        """Counts, languages, bytes and the vector index; with `recall`, its recall@10 as measured now."""
         from indexer.stats import stats
 
         return stats(self, recall)

@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from indexer import ingest, jobs, limits
 from indexer.db.tables import DocumentRow
@@ -54,9 +54,10 @@ def index_paths(
 ) -> IngestReport:
     """Bring files and folders into the collection; only what is new or changed is embedded.
 
-    `include` and `exclude` are glob patterns on the path relative to its root ("*.md", "drafts/*"). `metadata`
-    is added to every document. With `delete_missing`, documents whose file under the given folders is gone are
-    deleted. A file that cannot be read is listed in `report.failed` and keeps what it had in the index.
+    `include` and `exclude` are glob patterns on the path relative to its root ("*.md", "drafts/*").
+    `metadata` is added to every document. With `delete_missing`, documents whose file under the given folders
+    is gone are deleted. A file that cannot be read is listed in `report.failed` and keeps what it had in the
+    index.
     """
     roots = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
     for root in roots:
@@ -219,15 +220,14 @@ class _Run:
                     select(DocumentRow.external_id, DocumentRow.source).where(
                         DocumentRow.collection_id == self._collection.id,
                         DocumentRow.external_id.in_(page),
-                        DocumentRow.source != file.uri,
+                        func.coalesce(DocumentRow.source, "") != file.uri,
                     )
                 )
                 for id, source in rows:
-                    if _exists(source):
-                        raise LoaderError(
-                            str(file.path),
-                            f"its id {id!r} already belongs to {source}; index a folder that contains both",
-                        )
+                    if source is None or path_of(source).exists():
+                        owner = source or "a document that is no file"
+                        reason = f"its id {id!r} already belongs to {owner}; index a folder above both"
+                        raise LoaderError(str(file.path), reason)
 
 
 def _stamp(file: File) -> str:
@@ -243,10 +243,6 @@ def _stamp(file: File) -> str:
             str(file.path), f"{found.st_size:,} bytes, {limits.MAX_FILE_BYTES:,} are allowed; split the file"
         )
     return f"{found.st_size}:{found.st_mtime_ns}"
-
-
-def _exists(uri: str) -> bool:
-    return path_of(uri).exists()
 
 
 def path_of(uri: str) -> Path:
@@ -269,5 +265,5 @@ def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
                     DocumentRow.source < prefix[:-1] + "0",  # the character after "/"
                 )
             )
-            missing += [id for id, source in rows if not os.path.lexists(path_of(source))]
+            missing += [id for id, source in rows if source and not os.path.lexists(path_of(source))]
     return missing

@@ -60,7 +60,7 @@ class Planned:
     hashes: list[str]  # of each chunk
     vectors: Mapping[str, bytes] = field(default_factory=dict)
     state: bytes | None = None  # of the embedder after the whole text, when it is known
-    expected_hash: str | None = None  # the content hash this plan was made from; another one means: plan again
+    expected_hash: str | None = None  # what the plan was made from; otherwise plan again
 
 
 class _Outdated(Exception):
@@ -127,36 +127,29 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
 
     With context="chunk" the tail begins at the last chunk, which the new text may complete. With
     context="document" the embedder's stored state is resumed, so that it reads nothing but the new text.
+    DocumentNotFound; LimitExceeded.
     """
     while True:
-        with collection.session() as session:
-            row = find_document(session, collection.id, document_id)
-            old_text = body_text(session.scalar(select(DocumentRow.body).where(DocumentRow.id == row.id)) or b"")
-            old_chunks = session.scalars(
-                select(ChunkRow).where(ChunkRow.document_id == row.id).order_by(ChunkRow.ordinal)
-            ).all()
-            state = session.get(StateRow, row.id)
+        row, old_text, old_chunks, state = _stored(collection, document_id)
+        if not text:
+            return IngestReport(unchanged=1)
         document = Document(document_id, old_text + text, row.title, row.uri, None, row.meta)
-        _check(document)
+        check(document)
+        context = collection.recipe.context
+        kept = old_chunks if context == "document" else old_chunks[:-1]
+        start = old_chunks[-1].start if len(kept) < len(old_chunks) else len(old_text)
+        tail = _shifted(_cut(collection, document.text[start:]), start, len(kept))
         plan = Planned(
-            source=Source(document, row.source, row.source_stamp if not text else None),
+            source=Source(document, row.source),  # without its stamp: the file no longer says the same
             content_hash=content_hash(document),
             language=row.language,
-            chunks=[],
+            chunks=[Chunk(c.ordinal, c.start, c.end, c.text, c.language) for c in kept] + tail,
             hashes=[],
             expected_hash=row.content_hash,
         )
-        recipe = collection.recipe
-        by_document = recipe.context == "document"
-        kept = list(old_chunks) if by_document else list(old_chunks[:-1])
-        tail_start = len(old_text) if by_document else (old_chunks[-1].start if old_chunks else 0)
-        tail = _shifted(_cut(collection, document.text[tail_start:]), tail_start, len(kept))
-        plan.chunks = [Chunk(c.ordinal, c.start, c.end, c.text, c.language) for c in kept] + tail
-        plan.hashes = [c.text_hash for c in kept] + _text_hashes(document.text, tail, recipe.context)
-        if by_document:
-            plan.vectors, plan.state = _resume(
-                collection, old_text, text, tail, plan.hashes[len(kept) :], state
-            )
+        plan.hashes = text_hashes(document.text, plan.chunks, context)
+        if context == "document":
+            plan.vectors, plan.state = _resume(collection, plan, len(kept), len(old_text), state)
             embedded = len(tail)
         else:
             embedded = _give_vectors(collection, [plan], first=len(kept))
@@ -166,7 +159,19 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
         except _Outdated:
             continue
         collection.index.maintain()
-        return IngestReport(updated=int(bool(text)), unchanged=int(not text), chunks_embedded=embedded)
+        return IngestReport(updated=1, chunks_embedded=embedded)
+
+
+def _stored(
+    collection: "Collection", document_id: str
+) -> tuple[DocumentRow, str, Sequence[ChunkRow], StateRow | None]:
+    """A document's row, text, chunks and, if there is one, the embedder's state after it."""
+    with collection.session() as session:
+        row = find_document(session, collection.id, document_id)
+        chunks = session.scalars(
+            select(ChunkRow).where(ChunkRow.document_id == row.id).order_by(ChunkRow.ordinal)
+        ).all()
+        return row, body_text(row.body), chunks, session.get(StateRow, row.id)
 
 
 def delete_documents(collection: "Collection", ids: Iterable[str]) -> int:
@@ -178,7 +183,9 @@ def delete_documents(collection: "Collection", ids: Iterable[str]) -> int:
             document_ids = [row.id for row in rows.values()]
             if not document_ids:
                 continue
-            chunk_ids = session.scalars(select(ChunkRow.id).where(ChunkRow.document_id.in_(document_ids))).all()
+            chunk_ids = session.scalars(
+                select(ChunkRow.id).where(ChunkRow.document_id.in_(document_ids))
+            ).all()
             _remove_chunks(collection, session, chunk_ids, _next_version(collection, session))
             session.execute(delete(DocumentRow).where(DocumentRow.id.in_(document_ids)))
         deleted += len(document_ids)
@@ -196,7 +203,7 @@ def content_hash(document: Document) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _text_hashes(text: str, chunks: Sequence[Chunk], context: str) -> list[str]:
+def text_hashes(text: str, chunks: Sequence[Chunk], context: str) -> list[str]:
     """128 bits of sha256 of what each chunk's vector depends on: its text, or all text up to its end."""
     if context == "chunk":
         return [hashlib.sha256(chunk.text.encode()).hexdigest()[:32] for chunk in chunks]
@@ -213,7 +220,7 @@ def _text_hashes(text: str, chunks: Sequence[Chunk], context: str) -> list[str]:
 def pack_vectors(vectors: Vectors) -> list[bytes]:
     """(n, dim) float32 -> n rows of little-endian float16, as they are stored."""
     if not np.isfinite(vectors).all():
-        raise ValueError("the embedder gave a vector with NaN or infinity; check the model with `rwkv-embed verify`")
+        raise ValueError("the embedder gave a vector with NaN or infinity; its weights may be damaged")
     return [row.tobytes() for row in np.ascontiguousarray(vectors, dtype="<f2")]
 
 
@@ -234,7 +241,7 @@ def _checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str,
     failed = []
     for source in batch:
         try:
-            _check(source.document)
+            check(source.document)
         except LimitExceeded as error:
             failed.append({"path": source.document.id[:200], "reason": str(error)})
         else:
@@ -242,20 +249,20 @@ def _checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str,
     return good, failed
 
 
-def _check(document: Document) -> None:
+def check(document: Document) -> None:
     """LimitExceeded when a document is over one of `indexer.limits` or is not Unicode text and JSON."""
     for name, text in (("id", document.id), ("title", document.title or ""), ("text", document.text)):
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
             raise LimitExceeded(
-                f"the {name} has a lone surrogate at character {error.start}, which is not Unicode text; remove it"
+                f"the {name} has a lone surrogate, which is no text, at character {error.start}; remove it"
             ) from None
         if name == "id" and not 0 < size <= limits.MAX_DOCUMENT_ID_BYTES:
             raise LimitExceeded(f"the id has {size} bytes, 1 to {limits.MAX_DOCUMENT_ID_BYTES} are allowed")
     if len(document.text) > limits.MAX_DOCUMENT_CHARS:
         raise LimitExceeded(
-            f"the text has {len(document.text):,} characters, {limits.MAX_DOCUMENT_CHARS:,} are allowed; split it"
+            f"the text has {len(document.text):,} characters, {limits.MAX_DOCUMENT_CHARS:,} may be; split it"
         )
     if len(document.title or "") > limits.MAX_TITLE_CHARS:
         raise LimitExceeded(
@@ -294,7 +301,7 @@ def _plan(collection: "Collection", source: Source, hash: str) -> Planned:
     language = document.language
     if language is None:
         language = collection.store.pipeline.identify_language(document.text[:LANGUAGE_SAMPLE_CHARS])
-    hashes = _text_hashes(document.text, chunks, collection.recipe.context)
+    hashes = text_hashes(document.text, chunks, collection.recipe.context)
     return Planned(source, hash, language, chunks, hashes)
 
 
@@ -305,7 +312,8 @@ def _cut(collection: "Collection", text: str) -> list[Chunk]:
 def _shifted(chunks: Sequence[Chunk], characters: int, ordinals: int) -> list[Chunk]:
     """Chunks of a tail, placed in the whole document."""
     return [
-        Chunk(c.ordinal + ordinals, c.start + characters, c.end + characters, c.text, c.language) for c in chunks
+        Chunk(c.ordinal + ordinals, c.start + characters, c.end + characters, c.text, c.language)
+        for c in chunks
     ]
 
 
@@ -358,28 +366,26 @@ def _embed(collection: "Collection", plans: Sequence[Planned], missing: set[str]
 
 
 def _resume(
-    collection: "Collection",
-    old_text: str,
-    new_text: str,
-    tail: Sequence[Chunk],
-    hashes: Sequence[str],
-    state: StateRow | None,
+    collection: "Collection", plan: Planned, first: int, read: int, state: StateRow | None
 ) -> tuple[dict[str, bytes], bytes]:
-    """Read the tail from the stored state (or, the first time, from the beginning); vectors and the new state."""
-    if state is not None and state.chars == len(old_text):
+    """The vectors of the chunks from number `first` on, and the state after them.
+
+    Continues at character `read` from the stored state; the first time, the text before is read once.
+    """
+    text = plan.source.document.text
+    if state is not None and state.chars == read:
         stream = collection.embedder.stream(zlib.decompress(state.data))
     else:
         stream = collection.embedder.stream()
-        stream.feed(old_text)
+        stream.feed(text[:read])
     vectors = {}
-    position, text = len(old_text), old_text + new_text
-    for hash, chunk in zip(hashes, tail, strict=True):
-        if chunk.end > position:
-            stream.feed(text[position : chunk.end])
-            position = chunk.end
+    for hash, chunk in zip(plan.hashes[first:], plan.chunks[first:], strict=True):
+        if chunk.end > read:
+            stream.feed(text[read : chunk.end])
+            read = chunk.end
         vectors[hash] = pack_vectors(stream.vector()[np.newaxis])[0]
-    if position < len(text):
-        stream.feed(text[position:])
+    if read < len(text):
+        stream.feed(text[read:])
     return vectors, stream.state_bytes()
 
 
@@ -395,13 +401,18 @@ def write_plans(collection: "Collection", session: Session, plans: Sequence[Plan
         row = rows.get(plan.source.document.id)
         if plan.expected_hash is not None and (row is None or row.content_hash != plan.expected_hash):
             raise _Outdated
-    ids = _write_documents(collection, session, plans, rows)
     version = _next_version(collection, session)
+    ids = _write_documents(collection, session, plans, rows)
     old = defaultdict(list)
     for page in batched([row.id for row in rows.values()], SQL_VARIABLES):
         for chunk in session.execute(
             select(
-                ChunkRow.document_id, ChunkRow.id, ChunkRow.ordinal, ChunkRow.start, ChunkRow.end, ChunkRow.text_hash
+                ChunkRow.document_id,
+                ChunkRow.id,
+                ChunkRow.ordinal,
+                ChunkRow.start,
+                ChunkRow.end,
+                ChunkRow.text_hash,
             )
             .where(ChunkRow.document_id.in_(page))
             .order_by(ChunkRow.ordinal)
@@ -464,7 +475,10 @@ def _write_documents(
             update(table)  # type: ignore[arg-type]
             .where(table.c.id == bindparam("row"))
             .values({name: bindparam(f"new_{name}") for name in next(iter(values.values()))}),
-            [{f"new_{name}": value for name, value in values[id].items()} | {"row": row} for id, row in ids.items()],
+            [
+                {f"new_{name}": value for name, value in values[id].items()} | {"row": row}
+                for id, row in ids.items()
+            ],
         )
         connection.execute(delete(StateRow).where(StateRow.document_id.in_(ids.values())))
     if new:
@@ -540,7 +554,9 @@ def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: 
 def _remove_chunks(collection: "Collection", session: Session, ids: Sequence[int], version: int) -> None:
     for page in batched(ids, SQL_VARIABLES):
         rows = session.execute(select(ChunkRow.id, ChunkRow.text).where(ChunkRow.id.in_(page))).all()
-        collection.store.fulltext.remove(session.connection(), collection.id, [(id, text) for id, text in rows])
+        collection.store.fulltext.remove(
+            session.connection(), collection.id, [(id, text) for id, text in rows]
+        )
         session.execute(delete(ChunkRow).where(ChunkRow.id.in_(page)))
         session.execute(
             insert(TombstoneRow),

@@ -1,7 +1,7 @@
 """Durable progress of long ingestions: one row per job, advanced in the transaction that writes each batch.
 
-A job is known by its key (what is being indexed). The row of a process that died is taken over by the next run
-of the same key, which then skips what was committed; the row of a process that lives refuses a second run.
+A job is known by its key (what is being indexed). The row of a process that died is taken over by the next
+run of the same key, which then skips what was committed; the row of a living process refuses a second run.
 """
 
 import os
@@ -33,9 +33,7 @@ class Job:
     def advance(self, session: Session, documents: int) -> None:
         """Count documents, in the transaction that wrote them."""
         session.execute(
-            update(JobRow)
-            .where(JobRow.id == self.id)
-            .values(done=JobRow.done + documents, updated_at=now())
+            update(JobRow).where(JobRow.id == self.id).values(done=JobRow.done + documents, updated_at=now())
         )
 
     def finish(self, status: str, report: IngestReport) -> None:

@@ -64,7 +64,7 @@ class WriterLock:
             who = f"process {card['pid']} on {card['host']} since {card['since']} ({card['purpose']})"
         except (OSError, ValueError, KeyError, TypeError):
             who = "another process"
-        return f"{self.path.parent} is being written by {who}; gave up after {waited_s:g} s, try again when it is done"
+        return f"{self.path.parent} is being written by {who}; gave up after {waited_s:g} s, try again later"
 
 
 _CARD_BYTES = 512

@@ -1,4 +1,4 @@
-"""The functions ingestion is made of. Each can be replaced, by tests or by an application with its own loaders."""
+"""The functions ingestion is made of. Each can be replaced, by tests or by an application."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

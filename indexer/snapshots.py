@@ -3,11 +3,11 @@
     faiss/<collection>-<version>.json      manifest: recipe, watermark, sizes and sha256 of the files below
     faiss/<collection>-<version>.ids       chunk ids, int64 little-endian, ascending
     faiss/<collection>-<version>.vectors   one row of `dim` float16 little-endian per id
-    faiss/<collection>-<version>.index     FAISS index over the row numbers (only when the search is approximate)
+    faiss/<collection>-<version>.index     FAISS index over the row numbers, if the search is approximate
 
 Every file is written to a temporary name, fsynced and renamed; the manifest comes last, so a snapshot exists
-wholly or not at all. Nothing is believed before its checksum is: FAISS loads an HNSW file with zeroed bytes in
-its middle without complaint, and its reader is not made for hostile files.
+wholly or not at all. Nothing is believed before its checksum is: FAISS loads an HNSW file with zeroed bytes
+in its middle without complaint, and its reader is not made for hostile files.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def _write(path: Path, arrays: Iterable[NDArray[Any]]) -> dict[str, Any]:
     try:
         with open(temporary, "wb") as file:
             for array in arrays:
-                data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
+                data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
                 file.write(data)
                 digest.update(data)
                 size += len(data)
@@ -124,7 +124,9 @@ def check(directory: Path, manifest: Manifest) -> None:
     for suffix, facts in manifest.files.items():
         path = _path(directory, manifest, suffix)
         if facts["bytes"] != expected.get(suffix, facts["bytes"]):
-            raise DamagedSnapshot(f"{path} should have {expected[suffix]} bytes, its manifest says {facts['bytes']}")
+            raise DamagedSnapshot(
+                f"{path} should have {expected[suffix]} bytes, its manifest says {facts['bytes']}"
+            )
         try:
             digest, size = hashlib.sha256(), 0
             with open(path, "rb") as file:
@@ -144,6 +146,8 @@ def read_ids(directory: Path, manifest: Manifest) -> NDArray[np.int64]:
 def map_vectors(directory: Path, manifest: Manifest) -> NDArray[np.float16]:
     """The (count, dim) vectors, memory-mapped: they take address space, not memory."""
     shape = (manifest.count, manifest.dim)
+    if not manifest.count:
+        return np.empty(shape, "<f2")  # an empty file cannot be mapped
     return np.memmap(_path(directory, manifest, "vectors"), "<f2", "r", shape=shape)
 
 
@@ -154,7 +158,11 @@ def read_index(directory: Path, manifest: Manifest) -> NDArray[np.uint8]:
 def remove_snapshots(directory: Path, collection: int, keep: int | None = None) -> None:
     """Remove a collection's snapshots but the one of version `keep`; the manifest goes first."""
     stem = f"{collection}-"
-    paths = [*directory.glob(f"{stem}*.json"), *directory.glob(f"{stem}*.*"), *directory.glob(f".{stem}*.tmp")]
+    paths = [
+        *directory.glob(f"{stem}*.json"),
+        *directory.glob(f"{stem}*.*"),
+        *directory.glob(f".{stem}*.tmp"),
+    ]
     for path in paths:
         if keep is None or not path.name.startswith(f"{stem}{keep}."):
             try:

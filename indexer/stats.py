@@ -54,7 +54,9 @@ def index_stats(collection: "Collection") -> dict[str, Any]:
             "dead": dead,
         }
     due = choose_index(len(view), view.dim, free_memory(), collection.store.index_kind)
-    reason = due.reason if due.kind == "exact" else f"{due.kind} is due; the next write or `compact` builds it"
+    reason = (
+        due.reason if due.kind == "exact" else f"{due.kind} is due; the next write or `compact` builds it"
+    )
     return {"kind": "exact", "reason": reason, "indexed": 0, "newer": len(view), "dead": dead}
 
 
@@ -62,7 +64,10 @@ def _bytes(collection: "Collection") -> dict[str, int]:
     """Bytes of the whole store's database and of this collection's snapshots."""
     store = collection.store
     database = [*store.directory.glob("store.sqlite3*")] if store.is_sqlite else []
-    return {"database": total_size(database), "vectors": total_size(store.faiss_directory.glob(f"{collection.id}-*"))}
+    return {
+        "database": total_size(database),
+        "vectors": total_size(store.faiss_directory.glob(f"{collection.id}-*")),
+    }
 
 
 def total_size(paths: Any) -> int:

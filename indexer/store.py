@@ -8,6 +8,7 @@ Every write goes through `Store.write`: the writer lock, then one transaction. R
 are never blocked.
 """
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,18 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy import URL, delete, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
 from indexer import limits
 from indexer.collection import Collection, CollectionInfo
-from indexer.db.engine import WRITER, connect, schema_version, upgrade
+from indexer.db.engine import SCHEMA_VERSION, WRITER, connect, schema_version, upgrade
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import CollectionExists, CollectionNotFound, LimitExceeded, StoreError
 from indexer.locks import DEFAULT_WAIT_S, WriterLock
 from indexer.pipeline import Pipeline
+from indexer.snapshots import remove_snapshots
 from indexer.types import ChunkingOptions, Embedder
 
 if TYPE_CHECKING:
@@ -78,37 +79,36 @@ class Store:
         self._indexes: dict[int, CollectionVectors] = {}  # by collection id
         self._guard = threading.RLock()
         url, self.directory = _resolve(location)
-        if not create and self.database_file is not None and not self.database_file.exists():
+        if not create and url.get_backend_name() == "sqlite" and not (self.directory / DATABASE).exists():
             raise StoreError(
-                f"there is no store at {self.directory}; create one with `rwkv-embed --store {self.directory} index PATH`"
+                f"there is no store at {self.directory}; make one with `rwkv-embed index` or check --store"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"the store directory {self.directory} cannot be made: {error.strerror}") from error
+            raise StoreError(
+                f"the store directory {self.directory} cannot be made: {error.strerror}"
+            ) from error
         self.engine = connect(url)
         self._writer = WriterLock(self.directory / "writer.lock", lock_wait_s)
         self._open_schema()
         self.fulltext: FullText = pipeline.fulltext(self.engine)
 
     def _open_schema(self) -> None:
-        from indexer.db.engine import SCHEMA_VERSION
-
+        """Create or upgrade the tables, one process at a time."""
         try:
             if schema_version(self.engine) != SCHEMA_VERSION:
                 with self._writer.hold("creating or upgrading the store"):
                     upgrade(self.engine)
-        except OperationalError as error:
+        except DatabaseError as error:
             self.engine.dispose()
-            raise StoreError(f"the store at {self.directory} cannot be opened: {error.orig}") from error
+            raise StoreError(
+                f"{self.directory} cannot be read as a store ({error.orig}); check its permissions, or restore a "
+                "backup with `rwkv-embed restore`"
+            ) from error
         except StoreError:
             self.engine.dispose()
             raise
-
-    @property
-    def database_file(self) -> Path | None:
-        """The SQLite file, None when the store lives in a database server."""
-        return self.directory / DATABASE if not hasattr(self, "engine") or self.is_sqlite else None
 
     @property
     def is_sqlite(self) -> bool:
@@ -125,10 +125,14 @@ class Store:
     @contextmanager
     def write(self, purpose: str) -> Iterator[Session]:
         """The writer lock and one transaction: committed on success, rolled back on any error."""
-        with self.exclusive(purpose), self.engine.connect().execution_options(**WRITER) as connection:
-            with connection.begin(), Session(connection) as session:
-                yield session
-                session.flush()
+        with (
+            self.exclusive(purpose),
+            self.engine.connect().execution_options(**WRITER) as connection,
+            connection.begin(),
+            Session(connection) as session,
+        ):
+            yield session
+            session.flush()
 
     @contextmanager
     def exclusive(self, purpose: str) -> Iterator[None]:
@@ -156,7 +160,7 @@ class Store:
         if embedder is None:
             embedder = self.embedder(None)
         self._embedders.setdefault(embedder.model_id, embedder)
-        return self._create(
+        return self.add_collection(
             CollectionRow(
                 name=name,
                 model_id=embedder.model_id,
@@ -167,10 +171,12 @@ class Store:
             )
         )
 
-    def _create(self, row: CollectionRow) -> Collection:
+    def add_collection(self, row: CollectionRow) -> Collection:
+        """A new collection from its row, whose model need not be at hand."""
+        _check_name(row.name)
         with self.write("creating a collection") as session:
             if session.scalar(select(CollectionRow.id).where(CollectionRow.name == row.name)) is not None:
-                raise CollectionExists(f"there is already a collection {row.name!r}; choose another name or delete it")
+                raise CollectionExists(f"there is already a collection {row.name!r}; choose another name")
             session.add(row)
             session.flush()
             self.fulltext.create(session.connection(), row.id)
@@ -182,7 +188,9 @@ class Store:
         with self.read() as session:
             row = session.scalar(select(CollectionRow).where(CollectionRow.name == name))
             if row is None:
-                names = session.scalars(select(CollectionRow.name).order_by(CollectionRow.name).limit(10)).all()
+                names = session.scalars(
+                    select(CollectionRow.name).order_by(CollectionRow.name).limit(10)
+                ).all()
                 known = f"there are: {', '.join(names)}" if names else "the store is empty"
                 raise CollectionNotFound(f"there is no collection {name!r}; {known}")
             return Collection(self, row.id, row.name)
@@ -209,8 +217,6 @@ class Store:
             index = self._indexes.pop(collection.id, None)
         if index is not None:
             index.close()
-        from indexer.snapshots import remove_snapshots
-
         remove_snapshots(self.faiss_directory, collection.id)
 
     def info(self, collection_id: int) -> CollectionInfo:
@@ -288,35 +294,30 @@ def restore(file: str | Path, directory: str | Path) -> dict[str, Any]:
     return restore_backup(Path(file), Path(directory))
 
 
-def _resolve(location: str | Path) -> tuple[str, Path]:
+def _resolve(location: str | Path) -> tuple[URL, Path]:
     """The SQLAlchemy URL and the directory (of the data, or of caches beside a database server)."""
     if "://" not in str(location):
         directory = Path(location).expanduser().absolute()
         if directory.exists() and not directory.is_dir():
             raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")
-        # create_engine takes the path apart at '?' only in text form, so it is built from parts
-        from sqlalchemy import URL
-
-        return URL.create("sqlite", database=str(directory / DATABASE)), directory  # type: ignore[return-value]
+        return URL.create("sqlite", database=str(directory / DATABASE)), directory
     try:
         url = make_url(str(location))
     except ArgumentError as error:
         raise StoreError(f"{location} is not a database URL: {error}") from error
     if url.get_backend_name() == "sqlite":
         raise StoreError(f"give a SQLite store as a directory, not as the URL {location}")
-    import hashlib
-
     from platformdirs import user_cache_path
 
     key = hashlib.sha256(url.render_as_string(hide_password=True).encode()).hexdigest()[:16]
-    return url, user_cache_path("rwkv-embed") / "stores" / key  # type: ignore[return-value]
+    return url, user_cache_path("rwkv-embed") / "stores" / key
 
 
 def _check_name(name: str) -> None:
     if len(name) > limits.MAX_COLLECTION_NAME_CHARS or not _NAME.fullmatch(name):
         raise LimitExceeded(
-            f"{name[:80]!r} cannot be a collection name: up to {limits.MAX_COLLECTION_NAME_CHARS} letters, digits, "
-            "'.', '_' or '-', the first a letter or digit"
+            f"{name[:80]!r} cannot be a collection name: up to {limits.MAX_COLLECTION_NAME_CHARS} letters, "
+            "digits, '.', '_' or '-', beginning with a letter or digit"
         )
 
 

@@ -1,13 +1,15 @@
-"""Vector search over a collection: a cache of the vectors in SQL that is brought up to date before it answers.
+"""Vector search over a collection: a cache of the vectors in SQL, brought up to date before it answers.
 
-A `View` is an immutable picture of one version of the collection; searches hold one and need no lock. Rows are
-in ascending order of chunk id, which is never reused, so what is new has larger ids and is found by one range
-query. Deleted rows are marked dead, and learned of by their tombstones. `CollectionVectors` makes views:
+A `View` is an immutable picture of one version of the collection; searches hold one and need no lock. Rows
+are in ascending order of chunk id, which is never reused, so what is new has larger ids and is found by one
+range query. Deleted rows are marked dead, and learned of by their tombstones. `CollectionVectors` makes
+views:
 
-    newest sound snapshot -> replay of newer chunks from SQL -> View; no snapshot, or a damaged one: all from SQL
+    newest sound snapshot -> replay of newer chunks from SQL -> View
+    no snapshot, or a damaged one -> everything from SQL -> View
 
-Up to `EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer
-than such a search. Above, a FAISS index is built in the background and its candidates are scored again with the
+Up to `EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer than
+such a search. Above, a FAISS index is built in the background and its candidates are scored again with the
 stored float16 vectors, so that scores do not depend on the kind of index.
 """
 
@@ -139,7 +141,7 @@ class View:
     def _search_approximately(
         self, ann: "ApproximateIndex", query: NDArray[np.float32], k: int, rows: Ids | None
     ) -> tuple[Ids, Scores]:
-        """FAISS for the rows it covers, exact for those added since; exact for all when FAISS finds too few."""
+        """FAISS for the rows it covers, exact for newer ones; exact for all when FAISS finds too few."""
         permitted = self.alive
         if rows is not None:
             permitted = np.zeros(len(self.ids), np.bool_)
@@ -150,7 +152,8 @@ class View:
         if len(near) < min(k, wanted):
             return self._search_exactly(query, k, rows)
         newer = np.flatnonzero(permitted[ann.count :]) + ann.count
-        scores = np.concatenate([self._scores(query, near), self._scores_from(query, ann.count)[newer - ann.count]])
+        newer_scores = self._scores_from(query, ann.count)[newer - ann.count]
+        scores = np.concatenate([self._scores(query, near), newer_scores])
         return self._best(np.concatenate([near, newer]), scores, k)
 
     def _scores(self, query: NDArray[np.float32], rows: Ids) -> Scores:
@@ -230,7 +233,7 @@ class CollectionVectors:
             if manifest.version > version or (view is not None and manifest.version <= view.version):
                 continue
             if (manifest.recipe, manifest.dim) != (self._recipe, self._dim):
-                log.warning("the vector snapshot of version %d has another recipe; it is rebuilt", manifest.version)
+                log.warning("vector snapshot %d has another recipe; it is rebuilt", manifest.version)
                 continue
             try:
                 return self._read(session, manifest)
@@ -241,7 +244,7 @@ class CollectionVectors:
     def _read(self, session: Session, manifest: snapshots.Manifest) -> View:
         snapshots.check(self.directory, manifest)
         ids = snapshots.read_ids(self.directory, manifest)
-        vectors: NDArray[Any] = snapshots.map_vectors(self.directory, manifest) if len(ids) else _rows(0, self._dim)
+        vectors: NDArray[Any] = snapshots.map_vectors(self.directory, manifest)
         self._compare_with_sql(session, ids, vectors)
         ann = None
         if manifest.ann is not None:
@@ -253,12 +256,12 @@ class CollectionVectors:
         return View(manifest.version, ids, np.ones(len(ids), np.bool_), (vectors,), self._dim, ann)
 
     def _compare_with_sql(self, session: Session, ids: Ids, vectors: NDArray[Any]) -> None:
-        """A snapshot of another history (an older database put back by hand) has other vectors under its ids."""
-        rows = np.unique(np.linspace(0, len(ids) - 1, SAMPLE_ROWS).astype(int)) if len(ids) else []
+        """A snapshot of another history (an older database put back by hand) has other vectors."""
+        rows = np.unique(np.linspace(0, len(ids) - 1, SAMPLE_ROWS).astype(int))
         wanted = {int(ids[row]): vectors[row].tobytes() for row in rows}
         found = session.execute(select(ChunkRow.id, ChunkRow.vector).where(ChunkRow.id.in_(wanted)))
         if any(wanted[id] != vector for id, vector in found):
-            raise DamagedSnapshot(f"the vector snapshot in {self.directory} belongs to another state of the store")
+            raise DamagedSnapshot(f"the vector snapshot in {self.directory} is of another store")
 
     def _caught_up(self, session: Session, view: View, version: int, tombstones_since: int) -> View:
         newest = int(view.ids[-1]) if len(view.ids) else 0
@@ -292,7 +295,7 @@ class CollectionVectors:
         return np.concatenate(ids), np.concatenate(vectors)
 
     def _still_there(self, session: Session, view: View, tombstones_since: int) -> NDArray[np.bool_]:
-        """Which rows of a view are still in SQL: by the tombstones, or by all ids when those are forgotten."""
+        """Which rows of a view are still in SQL: by tombstones, or by all ids when those are forgotten."""
         if view.version >= tombstones_since:
             dead = session.scalars(
                 select(TombstoneRow.chunk_id).where(
@@ -306,7 +309,7 @@ class CollectionVectors:
     # saving and indexing
 
     def maintain(self) -> None:
-        """After a write: when enough has changed, save a snapshot in the background, with an index if it is due."""
+        """After a write: if enough has changed, save a snapshot, with its index, in the background."""
         with self._lock:
             if self._builder is not None and self._builder.is_alive():
                 return
@@ -331,7 +334,8 @@ class CollectionVectors:
                 )
             )
             rows = session.scalar(select(func.count()).where(mine)) or 0
-        if saved and saved.ann is None and self._store.index_kind == "auto" and not _is_small(rows, self._dim):
+        unindexed = saved is not None and saved.ann is None and self._store.index_kind == "auto"
+        if unindexed and not _is_small(rows, self._dim):
             return True  # the process that should have built the index died
         return new + (dead or 0) > max(SNAPSHOT_ROWS, SNAPSHOT_SHARE * (saved.count if saved else 0))
 
@@ -343,7 +347,7 @@ class CollectionVectors:
         except BuildStopped:
             log.info("the vector index was not finished; the next write builds it")
         except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
-            log.warning("the vector snapshot was not written (%s); nothing is lost, opening takes longer", error)
+            log.warning("the vector snapshot was not written (%s); nothing is lost", error)
 
     def save(self, progress: Progress | None = None) -> View:
         """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
@@ -367,10 +371,9 @@ class CollectionVectors:
                 *(ann.packed() if ann is not None else (None, None)),
             )
             with self._lock:
+                blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
                 if _is_small(len(ids), self._dim):
-                    blocks = tuple(_live_parts(view))
-                else:
-                    blocks = (snapshots.map_vectors(self.directory, manifest),)
+                    blocks = list(_live_parts(view))
                 alive = np.ones(len(ids), np.bool_)
                 self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
         return self._view
@@ -386,6 +389,15 @@ class CollectionVectors:
         log.info("building the vector index: %s", choice.reason)
         return ann.build(lambda: _live_parts(view), count, self._dim, choice, progress, self._stop)
 
+    def compact(self) -> None:
+        """Drop dead rows from memory and disk and rebuild the index; a small collection needs no snapshot."""
+        if len(self.synchronised()) > SNAPSHOT_ROWS:
+            self.save()
+            return
+        snapshots.remove_snapshots(self.directory, self._collection_id)
+        with self._lock:
+            self._view = None
+
     def close(self, wait: bool = True) -> None:
         """End background work: finish it, or give it up at the next step."""
         if not wait:
@@ -395,11 +407,12 @@ class CollectionVectors:
             builder.join()
 
     def recall(self, sample: int = 100, k: int = 10) -> float:
-        """Recall@k of the approximate index against exact search, with stored vectors as queries; 1.0 if exact."""
+        """Recall@k against exact search, with stored vectors as queries; 1.0 when the search is exact."""
         view = self.synchronised()
         if view.ann is None or not len(view):
             return 1.0
-        rows = np.random.default_rng(0).choice(np.flatnonzero(view.alive), min(sample, len(view)), replace=False)
+        live = np.flatnonzero(view.alive)
+        rows = np.random.default_rng(0).choice(live, min(sample, len(live)), replace=False)
         found = 0
         for query in view.gather(np.sort(rows)):
             exact, _ = view.search(query, k, exact=True)

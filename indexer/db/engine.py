@@ -11,8 +11,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from indexer.errors import StoreError
 
@@ -21,7 +21,7 @@ BUSY_TIMEOUT_MS = 30_000
 WRITER = {"writer": True}  # execution option of a connection that will write
 
 
-def connect(url: str) -> Engine:
+def connect(url: URL) -> Engine:
     """An engine for `url` whose SQLite connections have the settings described above."""
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
@@ -45,35 +45,35 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def schema_version(engine: Engine) -> str | None:
-    """The schema version in the database, None when it is empty; StoreError when it is something else."""
+    """The schema version in the database, None when it is empty.
+
+    StoreError: it is another program's database. SQLAlchemy's DatabaseError: it cannot be read at all.
+    """
     with engine.connect() as connection:
         try:
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except DatabaseError as error:
+        except (
+            OperationalError,
+            ProgrammingError,
+        ):  # no such table, in the words of SQLite and of PostgreSQL
             connection.rollback()
-            try:
-                tables = inspect(connection).get_table_names()
-            except DatabaseError:
-                raise StoreError(
-                    f"{engine.url.database} cannot be read as a store ({error.orig}); "
-                    "restore it from a backup with `rwkv-embed restore`"
-                ) from error
+        tables = inspect(connection).get_table_names()
     if tables:
         raise StoreError(
-            f"{engine.url.database} is a database of something else (tables: {', '.join(sorted(tables)[:5])}); "
+            f"{engine.url.database} is a database of something else (it has a table {tables[0]!r}); "
             "give --store another directory"
         )
     return None
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema up to date. The check costs one SELECT; Alembic is imported only when there is work."""
+    """Bring the schema up to date. The check is one SELECT; Alembic is imported only when there is work."""
     found = schema_version(engine)
     if found == SCHEMA_VERSION:
         return
     if found is not None and found > SCHEMA_VERSION:
         raise StoreError(
-            f"{engine.url.database} was written by a newer version of rwkv-embed (schema {found}, this version "
+            f"{engine.url.database} was written by a newer version of rwkv-embed (schema {found}; this one "
             f"knows {SCHEMA_VERSION}); upgrade rwkv-embed to open it"
         )
     from alembic import command

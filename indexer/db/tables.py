@@ -58,14 +58,15 @@ class CollectionRow(Base):
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)  # ChunkingOptions
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
     version: Mapped[int] = mapped_column(Id, default=0)  # +1 with every transaction that changes chunks
-    tombstones_since: Mapped[int] = mapped_column(Id, default=0)  # deletions of earlier versions are forgotten
+    tombstones_since: Mapped[int] = mapped_column(Id, default=0)  # earlier deletions are forgotten
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
 class DocumentRow(Base):
     """One document. `content_hash` is sha256 of its text, title, uri, language and metadata; unchanged means
-    nothing to do. `body` is its whole text as UTF-8 compressed with zlib, the last column and loaded only when
-    asked for, so that listing documents does not read it."""
+    nothing to do. `body` is its whole text, UTF-8 compressed with zlib: the last column and loaded only when
+    asked for, so that listing documents does not read it.
+    """
 
     __tablename__ = "documents"
     __table_args__ = (
@@ -82,8 +83,8 @@ class DocumentRow(Base):
     content_hash: Mapped[str] = mapped_column(String(64))
     chars: Mapped[int] = mapped_column(Integer)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
-    source: Mapped[str | None] = mapped_column(Text)  # URI of the file it was read from; one file may hold many
-    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of that file: a hint that saves parsing
+    source: Mapped[str | None] = mapped_column(Text)  # URI of the file; one may hold many documents
+    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of that file: a hint
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
     body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
@@ -107,12 +108,12 @@ class ChunkRow(Base):
     end: Mapped[int] = mapped_column(Integer)
     text: Mapped[str] = mapped_column(Text)
     language: Mapped[str | None] = mapped_column(String(16))
-    text_hash: Mapped[str] = mapped_column(String(32))  # of what was embedded; equal means the vector is reused
+    text_hash: Mapped[str] = mapped_column(String(32))  # of what was embedded; equal: same vector
     vector: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class TombstoneRow(Base):
-    """A chunk that was deleted in `version`: how indexes in other processes learn of it. `compact` forgets them."""
+    """A chunk deleted in `version`: how other processes learn of it. `compact` forgets them."""
 
     __tablename__ = "tombstones"
     __table_args__ = (Index("ix_tombstones_collection_id_version", "collection_id", "version"),)
@@ -131,7 +132,7 @@ class StateRow(Base):
 
 
 class JobRow(Base):
-    """Durable progress of an ingestion. A row whose process is gone is resumed by the next run of the same `key`."""
+    """Durable progress of an ingestion. When its process died, the next run of the `key` resumes it."""
 
     __tablename__ = "jobs"
     __table_args__ = ({"sqlite_autoincrement": True},)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests, and the processes they start, can import `fakes`
+sys.path.insert(0, str(Path(__file__).parent))  # for `import fakes`
 
 from fakes import PIPELINE, FakeEmbedder
 

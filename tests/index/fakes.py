@@ -1,6 +1,7 @@
 """Predictable parts: what they give can be worked out by hand.
 
-`FakeEmbedder` hashes words into a bag; `FakeFullText` counts shared words; `PIPELINE` cuts one chunk per line.
+`FakeEmbedder` hashes words into a bag; `FakeFullText` counts shared words; `PIPELINE` cuts
+one chunk per line.
 """
 
 import hashlib
@@ -78,12 +79,15 @@ class FakeFullText:
 
     def add(self, connection, collection_id, rows: Iterable[tuple[int, str]]) -> None:
         for id, text in rows:
-            connection.execute(sql(f"INSERT INTO fts_{collection_id} VALUES (:id, :text)"), {"id": id, "text": text})
+            connection.execute(
+                sql(f"INSERT INTO fts_{collection_id} VALUES (:id, :text)"), {"id": id, "text": text}
+            )
 
     def remove(self, connection, collection_id, rows: Iterable[tuple[int, str]]) -> None:
         for id, text in rows:
             gone = connection.execute(
-                sql(f"DELETE FROM fts_{collection_id} WHERE id = :id AND text = :text"), {"id": id, "text": text}
+                sql(f"DELETE FROM fts_{collection_id} WHERE id = :id AND text = :text"),
+                {"id": id, "text": text},
             )
             assert gone.rowcount == 1, f"chunk {id} was removed with another text than it was added with"
 
