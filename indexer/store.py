@@ -103,8 +103,8 @@ class Store:
         except DatabaseError as error:
             self.engine.dispose()
             raise StoreError(
-                f"{self.directory} cannot be read as a store ({error.orig}); check its permissions, or restore a "
-                "backup with `rwkv-embed restore`"
+                f"{self.directory} cannot be read as a store ({error.orig}); check its "
+                "permissions, or restore a backup with `rwkv-embed restore`"
             ) from error
         except StoreError:
             self.engine.dispose()
