@@ -187,8 +187,16 @@ def _resized(parts: Iterator[NDArray[np.float32]], rows: int) -> Iterator[NDArra
 
 
 def _calibrated(index: ApproximateIndex, parts: Parts, dim: int) -> int:
-    """The smallest power of two that reaches TARGET_RECALL with a sample of the rows as queries."""
-    queries = _sample(parts, index.count, dim, CALIBRATION_QUERIES)
+    """The smallest power of two that reaches TARGET_RECALL.
+
+    Stored vectors would be too easy as queries: a real query lies between the passages that answer it, and
+    between clusters. So sums of two stored vectors are searched for.
+    """
+    sample = _sample(parts, index.count, dim, 2 * CALIBRATION_QUERIES)
+    queries = sample + np.random.default_rng(_SEED).permutation(sample)
+    queries = queries[:CALIBRATION_QUERIES] / np.linalg.norm(
+        queries[:CALIBRATION_QUERIES], axis=1, keepdims=True
+    )
     k = min(CALIBRATION_K, index.count)
     truth = _exact_neighbours(queries, parts, k)
     effort = 16 if index.kind == "hnsw" else 1
