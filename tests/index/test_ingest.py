@@ -240,7 +240,7 @@ LINES = st.lists(st.sampled_from(["a", "b", "c", "a b", "d e f", "日本"]), max
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("xyz"), LINES, st.booleans()), max_size=12))
 def test_any_history_ends_like_a_dictionary(store, embedder, history):
-    """Whatever is put and deleted: documents, chunks, vectors and terms are those of the texts that remain."""
+    """Whatever is put and deleted: chunks, vectors and terms are those of the texts that remain."""
     name = f"h{len(store.collections())}"
     collection, expected = store.create_collection(name), {}
     for id, lines, remove in history:
