@@ -23,7 +23,16 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from indexer import limits
-from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, StateRow, TombstoneRow, now
+from indexer.db.tables import (
+    ChunkRow,
+    CollectionRow,
+    DocumentRow,
+    StateRow,
+    TombstoneRow,
+    chunk_checksum,
+    document_checksum,
+    now,
+)
 from indexer.errors import CollectionNotFound, DocumentNotFound, LimitExceeded
 from indexer.jobs import Job
 from indexer.types import Chunk, Document, IngestReport, Vectors
@@ -503,6 +512,8 @@ def _write_documents(
 
 def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
     document = plan.source.document
+    body = body_bytes(document.text)
+    fields = (document.id, document.uri, document.title, plan.language, dict(document.metadata))
     return {
         "collection_id": collection.id,
         "external_id": document.id,
@@ -515,7 +526,8 @@ def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
         "source": plan.source.uri,
         "source_stamp": plan.source.stamp,
         "updated_at": now(),
-        "body": body_bytes(document.text),
+        "checksum": document_checksum(fields, body),
+        "body": body,
     }
 
 
@@ -537,6 +549,7 @@ def _difference(plan: Planned, old: Sequence[Any]) -> tuple[list[int], list[dict
 
 def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: int) -> dict[str, Any]:
     chunk = plan.chunks[n]
+    vector = plan.vectors[plan.hashes[n]]
     given = chunk.language or plan.source.document.language
     return {
         "collection_id": collection.id,
@@ -547,7 +560,8 @@ def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: 
         "text": chunk.text,
         "language": given or collection.store.pipeline.identify_language(chunk.text) or plan.language,
         "text_hash": plan.hashes[n],
-        "vector": plan.vectors[plan.hashes[n]],
+        "checksum": chunk_checksum(chunk.text, vector),
+        "vector": vector,
     }
 
 

@@ -216,7 +216,7 @@ def test_a_snapshot_newer_than_the_database_is_ignored(filled, store):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
 @pytest.mark.parametrize("nth", range(1, 13))
 def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch, nth, error, caplog):
-    """Every file is opened, fsynced and renamed, and its directory fsynced: 12 places where a disk can fail."""
+    """Every file is written, fsynced, renamed, and its directory fsynced: 12 places where a disk can fail."""
     calls = 0
 
     def failing(function):
