@@ -72,7 +72,7 @@ def test_two_processes_create_and_write_one_store(tmp_path, writes):
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
 def test_readers_see_whole_generations(tmp_path, seconds, monkeypatch):
-    """Readers with stores of their own, as in other processes, against a writer and a compaction in a loop."""
+    """Readers with stores of their own, as in other processes, against a writer and a compaction."""
     monkeypatch.setattr(vectors, "SNAPSHOT_ROWS", 30)
     embedder, stop, seen = FakeEmbedder(), threading.Event(), []
 

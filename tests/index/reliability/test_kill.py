@@ -1,7 +1,7 @@
 """`kill -9` at random moments: what was acknowledged is there, and nothing is half there.
 
-The quick form kills a few times, `make torture` many times. The store is looked at by `checker.py`, which shares
-no code with it, in a process of its own; then it is opened again by the next victim.
+The quick form kills a few times, `make torture` many times. The store is looked at by `checker.py`, which has
+no code in common with it, in a process of its own; then it is opened again by the next victim.
 """
 
 import os
