@@ -45,7 +45,8 @@ Progress = Callable[[int, int | None], None]
 EXACT_VALUES = 24_000_000  # 62,500 vectors of 384: NumPy multiplies them in about 10 ms on one core
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
-SUBSET_ROWS = 20_000  # a filter that leaves no more than this is searched exactly
+SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
+SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 RESCORED = 4  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
@@ -117,7 +118,8 @@ class View:
         """The live rows of those ids that are there, ascending."""
         if not len(self.ids):
             return np.empty(0, np.int64)
-        ids = np.unique(ids)
+        if not (ids[1:] > ids[:-1]).all():  # they come sorted from SQL, and np.unique is slow
+            ids = np.unique(ids)
         rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
         return rows[(self.ids[rows] == ids) & self.alive[rows]]
 
@@ -341,7 +343,7 @@ class CollectionVectors:
 
     def _maintain(self) -> None:
         try:
-            self.save()
+            self.save(wait_s=0)
         except StoreLocked:
             log.info("another process is saving the vector index")
         except BuildStopped:
@@ -349,14 +351,14 @@ class CollectionVectors:
         except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
             log.warning("the vector snapshot was not written (%s); nothing is lost", error)
 
-    def save(self, progress: Progress | None = None) -> View:
+    def save(self, progress: Progress | None = None, wait_s: float = SAVE_WAIT_S) -> View:
         """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
 
-        StoreLocked: another process is doing it.
+        StoreLocked: another process or thread is still doing it after `wait_s` seconds.
         """
         lock = WriterLock(self.directory / f"{self._collection_id}.lock")
         self.directory.mkdir(exist_ok=True)
-        with lock.hold("saving the vector index", wait_s=0):
+        with lock.hold("saving the vector index", wait_s):
             view = self.synchronised()
             ids = view.ids[view.alive]
             ann = self._built(view, len(ids), progress)
