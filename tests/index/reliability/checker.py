@@ -1,8 +1,8 @@
 """An independent look at a store: the standard library only, nothing of the code that wrote it.
 
 `python checker.py DIRECTORY [LOG]` prints every problem. LOG has a line "intent ID TEXT" before a document
-was written and "done ID TEXT" after that was acknowledged: of each id the last acknowledged text must be there
-or one that was intended later. Every line of a document is a chunk; its vector is worked out here as in
+was written and "done ID TEXT" after that was acknowledged: of each id the last acknowledged text must be
+there, or one intended later. Every line of a document is a chunk; its vector is worked out here as in
 `fakes.FakeEmbedder`: words are counted by the first bytes of their SHA-256.
 """
 
