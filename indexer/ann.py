@@ -3,9 +3,9 @@
     ivf    clusters of 8-bit codes; the choice above `EXACT_VALUES`
     hnsw   a graph over 8-bit codes; only when asked for
 
-Measured on 100,000 clustered vectors of 384 on one core, recall@10 of 1.00 for noisy queries with both: IVF
-is built in 2.5 s and answers in 0.7 ms with 40 MB, HNSW in 90 s and 2.0 ms with 66 MB. Filters and deletions suit
-clusters, too: every vector can still be reached.
+Measured on 100,000 clustered vectors of 384 on one core, both with a recall@10 of 1.00 for noisy queries:
+IVF is built in 2.5 s and answers in 0.7 ms with 40 MB, HNSW in 90 s and 2.0 ms with 66 MB. Filters and
+deletions suit clusters, too: every vector can still be reached.
 
 Both work on row numbers of a `View`; dead and filtered rows are left out by a bitmap. How hard to search
 (`effort`: efSearch or nprobe) is measured when the index is built: the least that finds TARGET_RECALL of the
