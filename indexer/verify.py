@@ -19,6 +19,7 @@ from indexer.db.tables import (
     chunk_checksum,
     document_checksum,
 )
+from indexer.errors import StoreError
 from indexer.ingest import body_text
 from indexer.stats import total_size
 from indexer.vectors import to_float32
@@ -67,7 +68,12 @@ def verify(store: "Store", sample: int = 100) -> VerifyReport:
             if report.ok:  # what is read from a damaged file says nothing
                 for row in session.scalars(select(CollectionRow)).all():
                     _check_collection(store, session, row, report, sample)
-    except (DatabaseError, ValueError, TypeError) as error:  # also a column that cannot be decoded
+    except (
+        StoreError,
+        DatabaseError,
+        ValueError,
+        TypeError,
+    ) as error:  # also a column that cannot be decoded
         report.problems.append(f"the database file is damaged ({error}); restore a backup")
     return report
 

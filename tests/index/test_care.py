@@ -299,13 +299,13 @@ def test_what_is_no_backup_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
 def test_an_export_comes_back_without_a_model(filled, store, tmp_path, name):
-    assert export.export_collection(filled, tmp_path / name) == 3
+    assert filled.export(tmp_path / name) == 3
 
     def no_model(name):
         raise AssertionError("the model was loaded")
 
     with open_store(tmp_path / "new", no_model, pipeline=PIPELINE) as other:
-        copy = export.import_collection(other, tmp_path / name)
+        copy = other.import_collection(tmp_path / name)
         same = ("id", "text", "title", "uri", "language", "metadata", "content_hash", "chunks")
         for document in DOCUMENTS:
             mine, theirs = filled.get(document.id), copy.get(document.id)
