@@ -144,8 +144,8 @@ class Store:
                 session.flush()
         except OperationalError as error:
             raise StoreError(
-        """A session that sees one moment of the store, whatever is written meanwhile. StoreError: damaged."""
-                "before is stored, run it again when the cause is mended"
+                f"{self.directory} could not be written while {purpose} ({error.orig}); what was "
+                "acknowledged before is stored, run it again when the cause is mended"
             ) from error
 
     @contextmanager
