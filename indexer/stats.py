@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from indexer.ann import choose_index, free_memory
 from indexer.db.tables import ChunkRow
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def stats(collection: "Collection", recall: bool = False) -> dict[str, Any]:
 
 def index_stats(collection: "Collection") -> dict[str, Any]:
     """The kind of the vector index, why it was chosen, and how much of the collection it covers."""
-    from indexer.ann import choose_index, free_memory
-
     view = collection.index.synchronised()
     dead = len(view.ids) - len(view)
     if view.ann is not None:

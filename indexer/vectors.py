@@ -8,14 +8,14 @@ views:
     newest sound snapshot -> replay of newer chunks from SQL -> View
     no snapshot, or a damaged one -> everything from SQL -> View
 
-Up to `EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer than
-such a search. Above, a FAISS index is built in the background and its candidates are scored again with the
-stored float16 vectors, so that scores do not depend on the kind of index.
+Up to `ann.EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer
+than such a search. Above, a FAISS index is built in the background and its candidates are scored again with
+the stored float16 vectors, so that scores do not depend on the kind of index.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,22 +27,30 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from indexer import snapshots
+from indexer.ann import (
+    ApproximateIndex,
+    BuildStopped,
+    IndexChoice,
+    Progress,
+    build,
+    choose_index,
+    free_memory,
+    is_small,
+    read_ann,
+)
 from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
 from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
 from indexer.locks import WriterLock
 from indexer.snapshots import DamagedSnapshot
 
 if TYPE_CHECKING:
-    from indexer.ann import ApproximateIndex
     from indexer.store import Store
 
 log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
-Progress = Callable[[int, int | None], None]
 
-EXACT_VALUES = 24_000_000  # 62,500 vectors of 384: NumPy multiplies them in about 10 ms on one core
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
 SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
@@ -51,10 +59,6 @@ SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loa
 RESCORED = 4  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
 _FETCH_ROWS = 10_000
-
-
-class BuildStopped(Exception):
-    """The store was closed while an index was being built."""
 
 
 class VectorIndex(Protocol):
@@ -85,7 +89,7 @@ class View:
     alive: NDArray[np.bool_]  # (n,)
     blocks: tuple[NDArray[Any], ...]  # (n_b, dim), float16 or float32
     dim: int
-    ann: "ApproximateIndex | None" = None  # over the first `ann.count` rows
+    ann: ApproximateIndex | None = None  # over the first `ann.count` rows
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.alive))
@@ -141,7 +145,7 @@ class View:
         return self._best(rows, scores[rows], k)
 
     def _search_approximately(
-        self, ann: "ApproximateIndex", query: NDArray[np.float32], k: int, rows: Ids | None
+        self, ann: ApproximateIndex, query: NDArray[np.float32], k: int, rows: Ids | None
     ) -> tuple[Ids, Scores]:
         """FAISS for the rows it covers, exact for newer ones; exact for all when FAISS finds too few."""
         permitted = self.alive
@@ -250,10 +254,8 @@ class CollectionVectors:
         self._compare_with_sql(session, ids, vectors)
         ann = None
         if manifest.ann is not None:
-            from indexer.ann import read_ann
-
             ann = read_ann(snapshots.read_index(self.directory, manifest), manifest.ann)
-        elif _is_small(len(ids), self._dim):
+        elif is_small(len(ids), self._dim):
             vectors = to_float32(vectors)
         return View(manifest.version, ids, np.ones(len(ids), np.bool_), (vectors,), self._dim, ann)
 
@@ -295,7 +297,7 @@ class CollectionVectors:
             if total > 10 * _FETCH_ROWS and total % (10 * _FETCH_ROWS) < len(page):
                 log.warning("rebuilding the vector index from SQL: %s chunks read", f"{total:,}")
         matrix = np.concatenate(vectors)
-        return np.concatenate(ids), to_float32(matrix) if _is_small(total, self._dim) else matrix
+        return np.concatenate(ids), to_float32(matrix) if is_small(total, self._dim) else matrix
 
     def _still_there(self, session: Session, view: View, tombstones_since: int) -> NDArray[np.bool_]:
         """Which rows of a view are still in SQL: by tombstones, or by all ids when those are forgotten."""
@@ -336,10 +338,11 @@ class CollectionVectors:
                     TombstoneRow.collection_id == self._collection_id, TombstoneRow.version > since_version
                 )
             )
-        unindexed = saved is not None and saved.ann is None and self._store.index_kind == "auto"
-        if unindexed and saved is not None and not _is_small(saved.count + new, self._dim):
-            return True  # the process that should have built the index died
-        return new + (dead or 0) > max(SNAPSHOT_ROWS, SNAPSHOT_SHARE * (saved.count if saved else 0))
+        if saved is None:
+            return new > SNAPSHOT_ROWS
+        if saved.ann is None and self._choice(saved.count + new).kind != "exact":
+            return True
+        return new + (dead or 0) > max(SNAPSHOT_ROWS, SNAPSHOT_SHARE * saved.count)
 
     def _maintain(self) -> None:
         try:
@@ -374,22 +377,21 @@ class CollectionVectors:
             )
             with self._lock:
                 blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
-                if _is_small(len(ids), self._dim):
+                if is_small(len(ids), self._dim):
                     blocks = list(_live_parts(view))
                 alive = np.ones(len(ids), np.bool_)
                 self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
         return self._view
 
-    def _built(self, view: View, count: int, progress: Progress | None) -> "ApproximateIndex | None":
-        if self._store.index_kind == "auto" and _is_small(count, self._dim):
-            return None
-        from indexer import ann
-
-        choice = ann.choose_index(count, self._dim, ann.free_memory(), self._store.index_kind)
+    def _built(self, view: View, count: int, progress: Progress | None) -> ApproximateIndex | None:
+        choice = self._choice(count)
         if choice.kind == "exact":
             return None
         log.info("building the vector index: %s", choice.reason)
-        return ann.build(lambda: _live_parts(view), count, self._dim, choice, progress, self._stop)
+        return build(lambda: _live_parts(view), count, self._dim, choice, progress, self._stop)
+
+    def _choice(self, rows: int) -> IndexChoice:
+        return choose_index(rows, self._dim, free_memory(), self._store.index_kind)
 
     def compact(self) -> None:
         """Drop dead rows from memory and disk and rebuild the index; a small collection needs no snapshot."""
@@ -470,10 +472,6 @@ def _merged(blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
             last = merged.pop()
             merged[-1] = np.concatenate([merged[-1], last])
     return tuple(merged)
-
-
-def _is_small(rows: int, dim: int) -> bool:
-    return rows * dim <= EXACT_VALUES
 
 
 def _empty_view(dim: int) -> View:

@@ -350,7 +350,6 @@ def test_an_index_survives_its_snapshot(approximate):
 def test_a_large_collection_gets_its_index_and_keeps_it(
     small_snapshots, store, collection, monkeypatch, embedder
 ):
-    monkeypatch.setattr(vectors, "EXACT_VALUES", 32 * 100)
     monkeypatch.setattr(ann, "EXACT_VALUES", 32 * 100)
     collection.upsert(Document(f"d{n}", f"word{n} w{n % 7} v{n % 11}") for n in range(500))
     store.close()  # waits for the index
@@ -368,7 +367,6 @@ def test_a_large_collection_gets_its_index_and_keeps_it(
 
 
 def test_closing_without_waiting_gives_a_build_up(small_snapshots, store, collection, monkeypatch):
-    monkeypatch.setattr(vectors, "EXACT_VALUES", 32 * 100)
     monkeypatch.setattr(ann, "EXACT_VALUES", 32 * 100)
     collection.index._stop.set()
     collection.upsert(Document(f"d{n}", f"word{n}") for n in range(300))
