@@ -536,7 +536,14 @@ def _write_documents(
 def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
     document = plan.source.document
     body = body_bytes(document.text)
-    fields = (document.id, document.uri, document.title, plan.language, dict(document.metadata))
+    fields = (
+        document.id,
+        document.uri,
+        document.title,
+        plan.language,
+        plan.content_hash,
+        dict(document.metadata),
+    )
     return {
         "collection_id": collection.id,
         "external_id": document.id,
@@ -583,7 +590,7 @@ def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: 
         "text": chunk.text,
         "language": language,
         "text_hash": plan.hashes[n],
-        "checksum": chunk_checksum(chunk.text, vector),
+        "checksum": chunk_checksum(chunk.text, language, plan.hashes[n], vector),
         "vector": vector,
     }
 

@@ -125,18 +125,20 @@ def _check_rows(session: Session, row: CollectionRow, report: VerifyReport) -> N
 def _check_vectors(session: Session, row: CollectionRow, report: VerifyReport) -> None:
     """Every chunk has its checksum, and a vector of the collection's dimension and length 1."""
     problems = 0
-    statement = select(ChunkRow.id, ChunkRow.text, ChunkRow.checksum, ChunkRow.vector)
+    statement = select(
+        ChunkRow.id, ChunkRow.text, ChunkRow.language, ChunkRow.text_hash, ChunkRow.checksum, ChunkRow.vector
+    )
     statement = statement.where(ChunkRow.collection_id == row.id).execution_options(yield_per=_PAGE_ROWS)
     for page in session.execute(statement).partitions():
-        whole = [(id, vector) for id, _, _, vector in page if len(vector) == 2 * row.dim]
-        bad = {id: "a vector of another dimension" for id, _, _, vector in page if len(vector) != 2 * row.dim}
-        data = np.frombuffer(b"".join(vector for _, vector in whole), "<f2").reshape(len(whole), row.dim)
+        whole = [c for c in page if len(c.vector) == 2 * row.dim]
+        bad = {c.id: "a vector of another dimension" for c in page if len(c.vector) != 2 * row.dim}
+        data = np.frombuffer(b"".join(c.vector for c in whole), "<f2").reshape(len(whole), row.dim)
         norms = np.linalg.norm(to_float32(data), axis=1)
         for i in np.flatnonzero(~(abs(norms - 1) <= NORM_TOLERANCE)):
-            bad[whole[i][0]] = f"a vector of length {norms[i]:.4f}"
-        for id, chunk_text, checksum, vector in page:
-            if chunk_checksum(chunk_text, vector) != checksum:
-                bad.setdefault(id, "another checksum than it was written with")
+            bad[whole[i].id] = f"a vector of length {norms[i]:.4f}"
+        for c in page:
+            if chunk_checksum(c.text, c.language, c.text_hash, c.vector) != c.checksum:
+                bad.setdefault(c.id, "another checksum than it was written with")
         for id, fault in bad.items():
             problems += 1
             if problems <= MAX_PROBLEMS:
@@ -152,6 +154,7 @@ def _check_documents(session: Session, row: CollectionRow, report: VerifyReport)
         columns.uri,
         columns.title,
         columns.language,
+        columns.content_hash,
         columns.metadata,
         columns.checksum,
         columns.body,

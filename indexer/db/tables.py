@@ -118,13 +118,13 @@ class ChunkRow(Base):
 
 
 def document_checksum(fields: Sequence[Any], body: bytes) -> int:
-    """CRC-32 of a document's (external_id, uri, title, language, metadata) as JSON, and of its body."""
+    """CRC-32 of (external_id, uri, title, language, content_hash, metadata) as JSON, then of the body."""
     return crc32(body, crc32(json.dumps(list(fields), sort_keys=True).encode()))
 
 
-def chunk_checksum(text: str, vector: bytes) -> int:
-    """CRC-32 of a chunk's text in UTF-8, then of its vector."""
-    return crc32(vector, crc32(text.encode()))
+def chunk_checksum(text: str, language: str | None, text_hash: str, vector: bytes) -> int:
+    """CRC-32 of a chunk's text, language and text_hash as JSON, then of its vector."""
+    return crc32(vector, crc32(json.dumps([text, language, text_hash]).encode()))
 
 
 class TombstoneRow(Base):
