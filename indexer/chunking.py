@@ -24,8 +24,8 @@ from indexer.types import Chunk, ChunkingOptions
 Span = tuple[int, int]  # (start, end) in characters, end exclusive
 CountTokens = Callable[[Sequence[str]], list[int]]
 
-MAX_SENTENCE_CHARS = 4_096  # longer is no sentence but a line of data: pre-cut, so that no tokenizer sees 50 MB at once
-_WRAPPED_LINE_CHARS = 50  # a line shorter than this ended on purpose (verse, list, log), a longer one may be wrapped
+MAX_SENTENCE_CHARS = 4_096  # longer is a line of data: cut before a tokenizer has to see 50 MB at once
+_WRAPPED_LINE_CHARS = 50  # a shorter line ended on purpose (verse, list, log), a longer one may be wrapped
 
 # What ends a sentence: marks that always do, marks that need a space or the end after them, and line breaks.
 _BOUNDARY = regex.compile(
@@ -37,25 +37,23 @@ _BOUNDARY = regex.compile(
     """,
     regex.VERBOSE | regex.VERSION1,
 )
-_CLOSERS = regex.compile(r"[\p{Pe}\p{Pf}\"'*_]*+")  # a closing quote or bracket belongs to the sentence it ends
+_CLOSERS = regex.compile(r"[\p{Pe}\p{Pf}\"'*_]*+")  # a closing quote belongs to the sentence it ends
 _HEADING = regex.compile(r"[^\S\n]*+\#{1,6}[^\S\n]++\S")
 _LIST_ITEM = regex.compile(r"[^\S\n]*+(?: [-*+•–|>] | \#{1,6}\s | \d{1,3}[.)]\s | ```)", regex.VERBOSE)
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.]++\Z")
 _SPACE = regex.compile(r"\s*+")
 
-_ABBREVIATIONS = frozenset(
-    # English, German, French, Spanish, Portuguese, Italian, Dutch, Polish, Czech, Turkish, Scandinavian
-    "mr mrs ms dr prof st vs etc e.g i.e cf al fig figs eq no nos vol pp ed eds inc ltd co corp dept approx capt col gen "
-    "gov lt rev sen sgt jr sr jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k u.n a.m p.m ph.d "
-    "z.b d.h u.a u.ä bzw ca nr evtl ggf inkl usw hrsg jh str s.o s.u v.chr n.chr abb bd "
-    "m mm mme mlle av p.ex env éd chap art "
-    "sra srta ud uds ee.uu a.c d.c pág págs núm ej p.ej exmo exma dra "
-    "sig sigg dott ecc pag avv ing bijv d.w.z o.a blz mevr dhr ul np tzn itd itp tj prof. wg nr. tzv např apod atd "
-    "vb örn bkz yy dk bl.a f.eks osv mfl "
-    # Russian, Ukrainian, Bulgarian, Greek
-    "т.е т.д т.п т.к т.н др пр г гг в вв ул стр рис табл см им н.э до.н.э тыс млн млрд руб проф акад "
-    "напр тощо ін π.χ κ.λπ κ.ά δρ".split()
-)
+# English; German; French, Spanish, Portuguese, Italian, Dutch; Slavic, Turkish, Scandinavian; Cyrillic,
+# Greek.
+_ABBREVIATION_LIST = """ mr mrs ms dr prof st vs etc e.g i.e cf al fig figs eq no nos vol pp ed eds inc ltd co
+corp dept approx capt col gen gov lt rev sen sgt jr sr jan feb mar apr jun jul aug sep sept oct nov dec u.s
+u.k u.n a.m p.m ph.d z.b d.h u.a u.ä bzw ca nr evtl ggf inkl usw hrsg jh str s.o s.u v.chr n.chr abb bd m mm
+mme mlle av p.ex env éd chap art sra srta ud uds ee.uu a.c d.c pág págs núm ej p.ej exmo exma dra sig sigg
+dott ecc pag avv ing bijv d.w.z o.a blz mevr dhr ul np tzn itd itp tj tzv např apod atd vb örn bkz yy dk bl.a
+f.eks osv mfl т.е т.д т.п т.к т.н др пр г гг в вв ул стр рис табл см им н.э до.н.э тыс млн млрд руб проф акад
+напр тощо ін π.χ κ.λπ κ.ά δρ
+"""
+_ABBREVIATIONS = frozenset(_ABBREVIATION_LIST.split())
 
 
 def sentences(text: str) -> list[Span]:
@@ -71,13 +69,13 @@ def chunk_text(text: str, options: ChunkingOptions, count_tokens: CountTokens) -
     """Passages of at most `options.max_tokens` tokens that together cover all non-space text, in order.
 
     They overlap only when `overlap_tokens` asks for it, and then by whole sentences. `count_tokens` gives the
-    token count of each text, in order. `Chunk.language` is left to the caller. A text without content gives [].
+    token count of each text, in order. `Chunk.language` is left to the caller. A blank text gives [].
     """
     if options.max_tokens < 1:
         raise ValueError(f"max_tokens is {options.max_tokens}; a chunk needs at least 1 token")
     if not 0 <= options.overlap_tokens < options.max_tokens:
         raise ValueError(
-            f"overlap_tokens is {options.overlap_tokens}; expected 0 to {options.max_tokens - 1} (max_tokens - 1)"
+            f"overlap_tokens is {options.overlap_tokens}; it must be 0 or more and below max_tokens"
         )
     pieces = _measure(text, options.max_tokens, count_tokens)
     return [
@@ -97,7 +95,7 @@ class _Piece:
     tokens: int = 0
 
 
-# --- step 1: sentences -----------------------------------------------------------------------------------------
+# --- step 1: sentences -----------------------------------------------------------------------------
 
 
 def _scan(text: str) -> list[tuple[Span, bool]]:
@@ -157,7 +155,7 @@ def _full_stop_ends(text: str, start: int, mark: int, after: int) -> bool:
     return not (initial or ordinal or last in _ABBREVIATIONS)
 
 
-# --- step 2: pieces that fit -----------------------------------------------------------------------------------
+# --- step 2: pieces that fit -----------------------------------------------------------------------
 
 
 def _measure(text: str, max_tokens: int, count_tokens: CountTokens) -> list[_Piece]:
@@ -166,9 +164,7 @@ def _measure(text: str, max_tokens: int, count_tokens: CountTokens) -> list[_Pie
     for (start, end), paragraph in _scan(text):
         heading = _HEADING.match(text, start, end) is not None
         cuts = _cut(text, start, end, -(-(end - start) // MAX_SENTENCE_CHARS))
-        pieces += [
-            _Piece(a, b, heading, paragraph and number == 0) for number, (a, b) in enumerate(cuts)
-        ]
+        pieces += [_Piece(a, b, heading, paragraph and number == 0) for number, (a, b) in enumerate(cuts)]
     if not pieces:
         return []
     special = count_tokens([""])[0]  # an end-of-text token is paid once a chunk, not once a sentence
@@ -210,7 +206,7 @@ def _with_gap(text: str, pieces: Sequence[_Piece], index: int) -> str:
 def _cut(text: str, start: int, end: int, parts: int) -> list[Span]:
     """`text[start:end]` in about `parts` equal spans, cut after a line break, else a space, else anywhere.
 
-    A combining mark, a joiner or a low surrogate is never separated from what is before it unless nothing else fits.
+    A combining mark or joiner stays with what is before it, unless nothing else fits.
     """
     if parts < 2 or end - start < 2:
         return [(start, end)]
@@ -227,7 +223,7 @@ _MARK = regex.compile(r"[\p{M}\p{Emoji_Modifier}\u200c\u200d]")
 
 
 def _cut_point(text: str, low: int, high: int) -> int:
-    """The best place to cut in [low, high], near `high`: after a line break, a space, before a base character."""
+    """The best place to cut in [low, high], near `high`: after a line break, a space, or between letters."""
     half = low + (high - low) // 2
     line = text.rfind("\n", half, high)
     if line >= 0:
@@ -241,7 +237,7 @@ def _cut_point(text: str, low: int, high: int) -> int:
     return high
 
 
-# --- step 3: packing -------------------------------------------------------------------------------------------
+# --- step 3: packing -------------------------------------------------------------------------------
 
 
 def _pack(pieces: Sequence[_Piece], options: ChunkingOptions) -> list[Span]:

@@ -1,9 +1,10 @@
 """Which language a passage is written in: ISO 639-1 codes where they exist, else 639-3; None without letters.
 
-The script is counted first. A script of one language (Hangul, Thai, Georgian, …) decides at once, a few languages
-are told by letters that only they use. What is left goes to py3langid (naive Bayes over byte n-grams,
-https://pypi.org/project/py3langid/), restricted to the languages written in that script: a short text in Arabic
-letters can then never come out as English. Its model (about 0.8 s) is loaded when a text first needs it.
+The script is counted first. A script of one language (Hangul, Thai, Georgian, …) decides at once, a few
+languages are told by letters that only they use. What is left goes to py3langid (naive Bayes over byte
+n-grams, https://pypi.org/project/py3langid/), restricted to the languages written in that script: a short
+text in Arabic letters can then never come out as English. Its model (about 0.8 s) is loaded when a text first
+needs it.
 """
 
 from bisect import bisect_right
@@ -52,7 +53,14 @@ _BLOCKS = sorted(
         "olchiki": [(0x1C50, 0x1C7F)],
         "tifinagh": [(0x2D30, 0x2D7F)],
         "kana": [(0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F)],
-        "han": [(0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)],
+        "han": [
+            (0x2E80, 0x2FDF),
+            (0x3005, 0x3007),
+            (0x3400, 0x4DBF),
+            (0x4E00, 0x9FFF),
+            (0xF900, 0xFAFF),
+            (0x20000, 0x323AF),
+        ],
         "meetei": [(0xAAE0, 0xAAFF), (0xABC0, 0xABFF)],
         "yi": [(0xA000, 0xA4CF)],
     }.items()
@@ -64,8 +72,8 @@ _ONE_LANGUAGE = {
     "greek": "el", "armenian": "hy", "syriac": "syr", "thaana": "dv", "nko": "nqo", "gurmukhi": "pa",
     "gujarati": "gu", "odia": "or", "tamil": "ta", "telugu": "te", "kannada": "kn", "malayalam": "ml",
     "sinhala": "si", "thai": "th", "lao": "lo", "myanmar": "my", "georgian": "ka", "hangul": "ko",
-    "cherokee": "chr", "canadian": "iu", "khmer": "km", "mongolian": "mn", "olchiki": "sat", "tifinagh": "zgh",
-    "kana": "ja", "han": "zh", "meetei": "mni", "yi": "ii", "ethiopic": "am", "tibetan": "bo", "hebrew": "he",
+    "cherokee": "chr", "canadian": "iu", "khmer": "km", "mongolian": "mn", "olchiki": "sat",
+    "tifinagh": "zgh", "kana": "ja", "han": "zh", "meetei": "mni", "yi": "ii", "ethiopic": "am", "tibetan": "bo", "hebrew": "he",
 }  # fmt: skip
 
 # Letters that one language of a shared script uses and its neighbours do not.
@@ -76,11 +84,12 @@ _MARKERS = {
     "hebrew": [("װױײ", "yi")],
 }
 
-# What py3langid may answer for each script. Its dialects and rare varieties (ary, ext, gcf, …) are left out: they win
-# short texts of the large language next to them far more often than they are right.
+# What py3langid may answer for each script. Its dialects and rare varieties (ary, ext, gcf, …) are left out:
+# they win short texts of the large language next to them far more often than they are right.
 _CANDIDATES = {
-    "latin": "af az br bs ca cs cy da de en eo es et eu fi fo fr fy ga gd gl ha hr ht hu id ig is it jv ku la lb lg ln "
-    "lt lv mg ms mt nl nn no nso oc om pl pt qu ro rw sk sl sn so sq sr st sv sw tk tl tr uz vi vo wa xh yo zu",
+    "latin": "af az br bs ca cs cy da de en eo es et eu fi fo fr fy ga gd gl ha hr ht hu id ig is it jv ku "
+    "la lb lg ln lt lv mg ms mt nl nn no nso oc om pl pt qu ro rw "
+    "sk sl sn so sq sr st sv sw tk tl tr uz vi vo wa xh yo zu",
     "cyrillic": "ba be bg kk ky mk mn ru sr tg tt uk",
     "arabic": "ar fa ps ug ur",
     "devanagari": "hi mr ne sa",
@@ -110,7 +119,7 @@ def identify_language(text: str) -> str | None:
 
 
 def _script(letter: str) -> str | None:
-    """The script a letter belongs to; None for digits, marks, punctuation and what the table does not know."""
+    """The script of a letter; None for digits, marks, punctuation and scripts not in the table."""
     if not letter.isalpha():
         return None
     code = ord(letter)
