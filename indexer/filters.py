@@ -1,15 +1,19 @@
-"""Filters on documents: `year >= 2020 and lang in (de, fr) and not draft and path startswith "a/"`, or the same as JSON.
+"""Filters on documents: `year >= 2020 and lang in (de, fr) and not draft and path startswith "a/"`, or the
+same as JSON.
 
-Fields are `id`, `title`, `uri` (or `path`), `language` (or `lang`), `created_at` and `updated_at`; every other name is
-metadata, with dots for nested objects. `metadata.title` reaches a metadata field that a document field hides.
+Fields are `id`, `title`, `uri` (or `path`), `language` (or `lang`), `created_at` and `updated_at`; every
+other name is metadata, with dots for nested objects. `metadata.title` reaches a metadata field that a
+document field hides.
 
 Tests are either true or false, never unknown, so that `not` means what it says:
 - a missing or null field fails every test; `x != 1` is `not x = 1` and so is true of documents without x;
-- numbers are compared with numbers, text with text (by code point), booleans with booleans; nothing is converted;
+- numbers are compared with numbers, text with text (by code point), booleans with booleans; nothing is
+  converted;
 - a list passes when one of its elements does; `x` alone means `x = true`, `x = null` means `not exists(x)`.
 
-JSON: {"and": [...]}, {"or": [...]}, {"not": {...}}, {"field": "year", "op": ">=", "value": 2020}; `exists` has no value.
-The same tree is turned into SQL (`to_sql`) and evaluated in Python (`matches`); a property test holds them together.
+JSON: {"and": [...]}, {"or": [...]}, {"not": {...}}, {"field": "year", "op": ">=", "value": 2020}; `exists`
+has no value. The same tree is turned into SQL (`to_sql`) and evaluated in Python (`matches`); a property test
+holds them together.
 """
 
 import json
@@ -57,7 +61,9 @@ class Filter:
     def to_sql(self, dialect: Dialect) -> ColumnElement[bool]:
         """The condition over `DocumentRow`. Only SQLite has an implementation."""
         if dialect.name != "sqlite":
-            raise InvalidFilter(f"filters are not implemented for {dialect.name!r} databases; expected sqlite")
+            raise InvalidFilter(
+                f"filters are not implemented for {dialect.name!r} databases; expected sqlite"
+            )
         return self._sql()
 
     def matches(self, record: Record) -> bool:
@@ -196,7 +202,9 @@ def _test(field: str, op: str, value: Any, where: str) -> Filter:
     if op in _TEXT_OPS and not all(isinstance(item, str) for item in checked):
         raise InvalidFilter(f"{where}: {op} needs text, not {value!r}; put it in quotes")
     if op in _ORDER and (isinstance(checked[0], bool) or checked[0] is None):
-        raise InvalidFilter(f"{where}: {value!r} has no order; expected a number, a text or a date after {op}")
+        raise InvalidFilter(
+            f"{where}: {value!r} has no order; expected a number, a text or a date after {op}"
+        )
     if op not in ("=", "==", "in"):
         return Compare(field, op, checked)
     present = tuple(item for item in checked if item is not None)
@@ -228,7 +236,9 @@ def _scalar(field: str, value: Any, where: str) -> Scalar:
         raise InvalidFilter(f"{where}: {value} is over 64 bits")
     if isinstance(value, str):
         if regex.search("[\x00\ud800-\udfff]", value):
-            raise InvalidFilter(f"{where}: the text {value[:50]!r} has a NUL or a lone surrogate, as no document has")
+            raise InvalidFilter(
+                f"{where}: the text {value[:50]!r} has a NUL or a lone surrogate, as no document has"
+            )
         return value
     if isinstance(value, (bool, int, float)):
         return value
@@ -241,7 +251,9 @@ def _time(value: Any, where: str) -> datetime:
         parsed = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
         return _utc(parsed)
     except (ValueError, OverflowError):
-        raise InvalidFilter(f"{where}: {str(value)[:50]!r} is no date; expected one like 2026-11-25") from None
+        raise InvalidFilter(
+            f"{where}: {str(value)[:50]!r} is no date; expected one like 2026-11-25"
+        ) from None
 
 
 def _utc(moment: datetime) -> datetime:
@@ -255,7 +267,9 @@ def _from_json(node: Any, where: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
         raise InvalidFilter(f"the filter is nested more than {MAX_DEPTH} deep")
     if not isinstance(node, Mapping):
-        raise InvalidFilter(f"{where}: expected an object such as {{'field': 'year', 'op': '>=', 'value': 2020}}")
+        raise InvalidFilter(
+            f"{where}: expected an object such as {{'field': 'year', 'op': '>=', 'value': 2020}}"
+        )
     if len(node) == 1 and (set(node) & {"and", "or"}):
         key, parts = next(iter(node.items()))
         if not isinstance(parts, list):
@@ -298,7 +312,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent over: or := and ("or" and)*; and := not ("and" not)*; not := "not" not | "(" or ")" | test."""
+    """Recursive descent: or := and ("or" and)*; and := not ("and" not)*; not := "not" not | "(" or ")" | test."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -318,7 +332,9 @@ class _Parser:
         while position < end:
             match = _TOKEN.match(self.source, position)
             if match is None or match.lastgroup is None:
-                raise InvalidFilter(self._located("this is neither a name, a value nor an operator", position))
+                raise InvalidFilter(
+                    self._located("this is neither a name, a value nor an operator", position)
+                )
             kind = match.lastgroup
             tokens.append(_Token(kind, match[kind], match.start(kind)))
             position = match.end()

@@ -18,7 +18,18 @@ from itertools import islice
 from typing import Any, Protocol
 
 import regex
-from sqlalchemy import Connection, Engine, Select, column, select, table, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    column,
+    literal_column,
+    select,
+    table,
+    text,
+)
 
 from indexer.analysis import index_terms, query_terms
 from indexer.errors import StoreError
@@ -59,8 +70,10 @@ class FullText(Protocol):
     ) -> list[tuple[int, float]]:
         """The best chunks as (chunk id, BM25 score), larger is better. `allowed` selects chunk ids."""
 
-    def matching(self, connection: Connection, collection_id: int, query: str) -> Select[Any] | None:
-        """The chunks that have the query's phrases and nothing that it excludes; None when it demands nothing."""
+    def demanded(
+        self, collection_id: int, query: str, chunk_id: ColumnElement[int]
+    ) -> ColumnElement[bool] | None:
+        """The condition that a chunk has the query's phrases and nothing it excludes; None without such."""
 
     def optimize(self, connection: Connection, collection_id: int) -> None:
         """Merge the index into its smallest form."""
@@ -191,31 +204,28 @@ class SqliteFullText:
         if expression is None or limit < 1:
             return []
         index = table(_name(collection_id), column("rowid"), column("rank"))
-        found = select(index.c.rowid, index.c.rank).where(text(f"{index.name} MATCH :expression"))
+        found = select(index.c.rowid, index.c.rank).where(_match(collection_id, expression))
         if allowed is not None:
             found = found.where(index.c.rowid.in_(allowed))
         newest = found.order_by(index.c.rowid.desc()).limit(CANDIDATES).subquery()
         ranked = select(newest.c.rowid, newest.c.rank).order_by(newest.c.rank, newest.c.rowid).limit(limit)
-        return [(row.rowid, -row.rank) for row in connection.execute(ranked, {"expression": expression})]
+        return [(row.rowid, -row.rank) for row in connection.execute(ranked)]
 
-    def matching(self, connection: Connection, collection_id: int, query: str) -> Select[Any] | None:
+    def demanded(
+        self, collection_id: int, query: str, chunk_id: ColumnElement[int]
+    ) -> ColumnElement[bool] | None:
         parsed = parse_query(query)
         if not parsed.demands:
             return None
         index = table(_name(collection_id), column("rowid"))
-        demanded = select(index.c.rowid)
-        if parsed.phrases:
-            demanded = demanded.where(
-                text(f"{index.name} MATCH :demanded").bindparams(demanded=_all(parsed.phrases))
-            )
-        else:
-            demanded = select(column("id")).select_from(table(f"{index.name}_docsize", column("id")))
-        if not parsed.excluded:
-            return demanded
-        unwanted = select(index.c.rowid).where(
-            text(f"{index.name} MATCH :unwanted").bindparams(unwanted=_any(parsed.excluded))
-        )
-        return demanded.except_(unwanted)  # type: ignore[return-value]
+
+        def rows(expression: str) -> Select[Any]:
+            return select(index.c.rowid).where(_match(collection_id, expression))
+
+        conditions = [chunk_id.in_(rows(_all(parsed.phrases)))] if parsed.phrases else []
+        if parsed.excluded:
+            conditions.append(chunk_id.not_in(rows(_any(parsed.excluded))))
+        return and_(*conditions)
 
     def _write(self, connection: Connection, statement: str, rows: Iterable[Row]) -> None:
         waiting = iter(rows)
@@ -246,6 +256,10 @@ class SqliteFullText:
 
 def _name(collection_id: int) -> str:
     return f"terms_{int(collection_id)}"
+
+
+def _match(collection_id: int, expression: str) -> ColumnElement[bool]:
+    return literal_column(_name(collection_id)).op("MATCH", is_comparison=True)(expression)
 
 
 def _values(chunk_id: int, chunk: str) -> dict[str, Any]:
