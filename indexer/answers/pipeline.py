@@ -7,8 +7,7 @@ in reading order, numbered) -> generator -> text with [n] marks -> citations wit
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from indexer.analysis import terms
-from indexer.answers.evidence import standalone_query
+from indexer.answers.evidence import standalone_query, text_terms
 from indexer.answers.generators import make_generator
 from indexer.answers.generators.base import Generator, Passage, Quote, Request
 from indexer.answers.marks import CitationMarks, without_thoughts
@@ -117,7 +116,7 @@ def pack(hits: Sequence[SearchHit], embedder: Embedder, max_tokens: int) -> list
 def _distinct(hits: Sequence[SearchHit]) -> list[SearchHit]:
     kept: list[tuple[SearchHit, frozenset[str]]] = []
     for hit in hits:
-        own = frozenset(terms(hit.text))
+        own = text_terms(hit.text)
         if hit.text.strip() and not any(_same(hit, own, other, its) for other, its in kept):
             kept.append((hit, own))
     return [hit for hit, _ in kept]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from indexer.analysis import terms
+from indexer.analysis import index_terms
 from indexer.answers import Passage, Quote, Request
 from indexer.types import Message, SearchHit, SearchOptions
 
@@ -20,7 +20,7 @@ class HashEmbedder:
 
     def _vector(self, text: str) -> np.ndarray:
         vector = np.zeros(self.dim)
-        for term in terms(text):
+        for term in index_terms(text).words:
             vector += np.random.default_rng(zlib.crc32(term.encode())).standard_normal(self.dim)
         return (vector / (np.linalg.norm(vector) or 1.0)).astype(np.float32)
 

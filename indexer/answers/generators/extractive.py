@@ -22,9 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.analysis import terms
 from indexer.answers.calibration import MODELS, OTHER
-from indexer.answers.evidence import content_terms, coverage, idf
+from indexer.answers.evidence import content_terms, coverage, idf, text_terms
 from indexer.answers.generators.base import Passage, Quote, Request
 from indexer.chunking import sentences
 from indexer.types import Embedder
@@ -50,7 +49,8 @@ class Extractive:
         ranking = rank_sentences(request.query, request.passages, request.embedder)
         if not ranking.quotes or ranking.support < ranking.threshold:
             return
-        yield from _reading_order(_select(ranking.quotes, self.max_sentences))
+        likely = [quote for quote in ranking.quotes if quote.score >= RUNNER_UP * ranking.quotes[0].score]
+        yield from _reading_order(distinct_quotes(likely, self.max_sentences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def sentence_features(
     spread = (dense - dense.mean()) / max(float(dense.std()), 1e-6)
 
     owner = np.array([passage.n for passage, _, _ in candidates])
-    own = [frozenset(terms(text)) for text in texts]
+    own = [text_terms(text) for text in texts]
     weights = idf(own)
     unseen = float(np.log(2 * len(own) + 2))  # the weight of a term that no candidate has
     asked = content_terms(query)
@@ -130,17 +130,17 @@ def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
 
 
-def _select(ranked: Sequence[Quote], limit: int) -> list[Quote]:
-    """The best sentence and those close to it in probability that are not nearly the same words."""
+def distinct_quotes(ranked: Sequence[Quote], limit: int) -> list[Quote]:
+    """The first `limit` quotes that are not nearly the same words as one before them."""
     chosen: list[Quote] = []
     seen: list[frozenset[str]] = []
     for quote in ranked:
-        if len(chosen) == limit or quote.score < RUNNER_UP * ranked[0].score:
-            break
-        own = frozenset(terms(quote.text))
+        own = text_terms(quote.text)
         if not any(own and len(own & other) >= NEAR_DUPLICATE * len(own | other) for other in seen):
             chosen.append(quote)
             seen.append(own)
+        if len(chosen) == limit:
+            break
     return chosen
 
 

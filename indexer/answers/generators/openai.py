@@ -45,7 +45,7 @@ class OpenAIGenerator:
     """A chat model behind an HTTP endpoint. `retries` counts the attempts after the first one."""
 
     model: str
-    base_url: str = DEFAULT_BASE_URL
+    base_url: str = field(default=DEFAULT_BASE_URL, repr=False)  # may hold a password
     api_key: str | None = field(default=None, repr=False)
     max_tokens: int = 400
     temperature: float = 0.0
