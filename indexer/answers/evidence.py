@@ -7,7 +7,7 @@ characters and pairs where a script has no spaces, so that one rule serves every
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from indexer.analysis import index_terms, query_terms
 from indexer.answers.words import QUESTION_WORDS, UNSPACED_QUESTION_WORDS
@@ -31,8 +31,11 @@ def content_terms(question: str) -> list[str]:
 
 
 def _content(question: str) -> str:
-    """The question without question words, articles and the like, as far as we know its language's."""
-    known = QUESTION_WORDS.get(identify_language(question) or "en", QUESTION_WORDS["en"])
+    """The question without question words, articles and the like, as far as we know its language's.
+
+    English ones always count: short English questions are easily taken for another language.
+    """
+    known = QUESTION_WORDS["en"] | QUESTION_WORDS.get(identify_language(question) or "en", frozenset())
     text = question.casefold()
     for word in UNSPACED_QUESTION_WORDS:
         text = text.replace(word, " ")
@@ -67,7 +70,9 @@ def idf(term_sets: Sequence[frozenset[str]]) -> dict[str, float]:
     return {term: math.log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in counts.items()}
 
 
-def coverage(question_terms: Sequence[str], present: frozenset[str], weights: dict[str, float], unseen: float) -> float:
+def coverage(
+    question_terms: Sequence[str], present: frozenset[str], weights: Mapping[str, float], unseen: float
+) -> float:
     """The share, in [0, 1], of the question's term weight that `present` contains. `unseen` weighs unknown terms."""
     total = sum(weights.get(term, unseen) for term in question_terms)
-    return sum(weights[term] for term in question_terms if term in present) / total if total else 0.0
+    return sum(weights.get(term, unseen) for term in question_terms if term in present) / total if total else 0.0

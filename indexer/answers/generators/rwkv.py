@@ -23,6 +23,7 @@ from indexer.language import identify_language
 
 END_OF_TEXT = 0  # the document separator of the World and the Pile vocabularies; a text begins after one
 CACHE_BYTES = 256 * 1024**2  # about 100 states of a 0.1B model (12 layers x 768), 20 of a 0.4B
+TOP_P = 0.5  # at a temperature above 0: an answer from passages needs no imagination
 READ_TOKENS = 256  # tokens between two chances to stop while reading
 
 
@@ -124,17 +125,15 @@ class RWKVGenerator:
         return state
 
     def _write(self, tail: str, state: Any) -> Iterator[str]:
-        from rwkv_embed.generate import generate
+        from rwkv_embed.generate import Sampling, generate
 
-        tokens = self._model.tokenizer.encode(tail)
-        yield from generate(
-            self._model,
-            tokens,
-            state=state,
-            max_tokens=self._max_tokens,
-            temperature=self._temperature,
-            stop=self._template.stop,
+        options = Sampling(
+            max_tokens=self._max_tokens, temperature=self._temperature, top_p=TOP_P, stop=self._template.stop
         )
+        pieces = generate(self._model, tail, state, options)
+        first = next(pieces, "")
+        yield first.lstrip()  # templates end with "Assistant:", the space after it is the model's
+        yield from pieces
 
 
 def _chain(fingerprint: str, segments: Sequence[str]) -> list[str]:
