@@ -1,8 +1,8 @@
 """Measures the extractive answers on XQuAD, and fits their coefficients.
 
-    python -m benchmarks.answers --data ../../shared/eval/xquad             measure; Markdown on stdout
-    python -m benchmarks.answers --data ... --fit                           write indexer/answers/calibration.py, then measure
-    python -m benchmarks.answers --data ... --follow-ups                    measure the rule for follow-up questions
+    python -m benchmarks.answers --data XQUAD                  measure; Markdown on stdout
+    python -m benchmarks.answers --data XQUAD --fit            write indexer/answers/calibration.py, then measure
+    python -m benchmarks.answers --data XQUAD --follow-ups     measure the rule for follow-up questions
 
 The 48 articles are cut in two folds of 24: coefficients are fitted on the first and everything is measured on
 the second. In a fold the collection holds the first three paragraphs of each article. Answerable questions
@@ -45,7 +45,7 @@ DEPENDS_ON_SCALE = {"dense", "context"}
 RIDGE = 1e-3
 
 
-# --- data -----------------------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Dataset:
         gold = {row.split("\t")[0]: row.split("\t")[1] for row in qrels.read_text("utf-8").splitlines()[1:]}
         rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text("utf-8").splitlines()]
         questions = [
-            Question(row["_id"], row["text"], place[gold[row["_id"]]], tuple(row["metadata"]["answers"])) for row in rows
+            Question(row["_id"], row["text"], place[gold[row["_id"]]], tuple(row["metadata"]["answers"]))
+            for row in rows
         ]
         return cls([row["text"] for row in corpus], questions)
 
@@ -91,7 +92,7 @@ def spaced(items: Sequence[Question], count: int) -> list[Question]:
     return [items[i * len(items) // count] for i in range(min(count, len(items)))]
 
 
-# --- parts ----------------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------
 
 
 class Hashed:
@@ -220,13 +221,15 @@ class Task:
         )
 
 
-# --- fitting --------------------------------------------------------------------------------------------------
+# --- fitting -------------------------------------------------------------------------------------
 
 
 def fit(tasks: Sequence[Task], embedder: Embedder, count: int) -> dict[str, dict[str, dict[str, float]]]:
     """Two calibrations, {"model": ..., "other": ...}, fitted on fold 0 of all tasks."""
     examples = [
-        (features, labels, answerable) for task in tasks for features, labels, answerable in _examples(task, embedder, count)
+        (features, labels, answerable)
+        for task in tasks
+        for features, labels, answerable in _examples(task, embedder, count)
     ]
     without = [name for name in SENTENCE if name not in DEPENDS_ON_SCALE]
     support_without = [name for name in SUPPORT if name not in DEPENDS_ON_SCALE]
@@ -314,7 +317,7 @@ def _literal(value: object, indent: str = "") -> str:
     return "\n".join(["{", *lines, indent + "}"])
 
 
-# --- measuring ------------------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
 def measure(task: Task, embedder: Embedder, count: int) -> dict[str, float]:
@@ -327,10 +330,14 @@ def measure(task: Task, embedder: Embedder, count: int) -> dict[str, float]:
         texts = [quote.text for quote in distinct_quotes(ranking.quotes, 3)]
         order = np.argsort(-collection.sentence_bm25.scores(query_terms(question.text)), kind="stable")[:3]
         lexical = [collection.sentences[i] for i in order]
-        hits = [any(contains(text, question.answers) for text in some) for some in (texts[:1], texts, lexical[:1], lexical)]
+        hits = [
+            any(contains(text, question.answers) for text in some)
+            for some in (texts[:1], texts, lexical[:1], lexical)
+        ]
         found += hits
     abstained = [
-        [_abstains(question, collection, embedder) for question in group] for group in (answerable, unanswerable)
+        [_abstains(question, collection, embedder) for question in group]
+        for group in (answerable, unanswerable)
     ]
     near = len(unanswerable) // 2
     wrongly, rightly = sum(abstained[0]), sum(abstained[1])
@@ -378,7 +385,10 @@ def measure_follow_ups(dataset: Dataset, embedder: Embedder, count: int) -> dict
     for name, limit in rules.items():
         follow = [mrr(combined(limit, a.text, shortened(a.text, b.text)), b.paragraph) for a, b in pairs]
         others = pairs[len(pairs) // 2 :] + pairs[: len(pairs) // 2]
-        switch = [mrr(combined(limit, a.text, b.text), b.paragraph) for (a, _), (_, b) in zip(others, pairs, strict=True)]
+        switch = [
+            mrr(combined(limit, a.text, b.text), b.paragraph)
+            for (a, _), (_, b) in zip(others, pairs, strict=True)
+        ]
         report[name] = (float(np.mean(follow)), float(np.mean(switch)))
     history = [Message("user", pairs[0][0].text)]
     assert standalone_query("?", history).endswith("?")
@@ -391,7 +401,7 @@ def shortened(before: str, question: str) -> str:
     return " ".join(word for word in question.split() if not text_terms(word) & known) or question
 
 
-# --- command --------------------------------------------------------------------------------------------------
+# --- command -------------------------------------------------------------------------------------
 
 
 def load_tasks(data: Path, languages: Sequence[str]) -> list[Task]:
@@ -405,15 +415,21 @@ def load_tasks(data: Path, languages: Sequence[str]) -> list[Task]:
 def table(rows: dict[str, dict[str, float]]) -> str:
     columns = list(next(iter(rows.values())))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |" for name, row in rows.items()]
+    lines += [
+        f"| {name} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |" for name, row in rows.items()
+    ]
     mean = {c: float(np.mean([row[c] for row in rows.values()])) for c in columns}
     return "\n".join([*lines, "| mean | " + " | ".join(f"{mean[c]:.3f}" for c in columns) + " |"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with one BEIR folder per language")
-    parser.add_argument("--model", default=None, help="as for Embedder; 'hashed' for the stand-in; default: bundled")
+    parser.add_argument(
+        "--model", default=None, help="as for Embedder; 'hashed' for the stand-in; default: bundled"
+    )
     parser.add_argument("--languages", default="ar,de,en,es,hi,ru,vi,zh")
     parser.add_argument("--questions", type=int, default=60, help="per language and kind")
     parser.add_argument("--fit", action="store_true")
@@ -431,13 +447,18 @@ def main() -> None:
     if options.follow_ups:
         for task in tasks:
             if task.asked is task.read and task.name not in ("zh", "ja", "th"):
-                for rule, (follow, switch) in measure_follow_ups(task.read, embedder, options.questions).items():
+                for rule, (follow, switch) in measure_follow_ups(
+                    task.read, embedder, options.questions
+                ).items():
                     print(f"{task.name} {rule:20} follow-ups {follow:.3f}  changes of topic {switch:.3f}")
         return
     if options.fit:
         print(f"wrote {write_calibration(embedder, fit(tasks, embedder, options.questions))}\n")
     print(table({task.name: measure(task, embedder, options.questions) for task in tasks}))
-    print(f"\n{embedder.model_id}, {options.questions} questions per row and kind, {time.perf_counter() - start:.0f} s")
+    print(
+        f"\n{embedder.model_id}, {options.questions} questions per row and kind, "
+        f"{time.perf_counter() - start:.0f} s"
+    )
 
 
 if __name__ == "__main__":

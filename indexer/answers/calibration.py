@@ -1,4 +1,4 @@
-"""Coefficients of the extractive answers. Written by `python -m benchmarks.answers --fit`; do not edit by hand.
+"""Coefficients of the extractive answers. Written by `python -m benchmarks.answers --fit`, never by hand.
 
 Each calibration has the weights of two logistic models over the features of `generators/extractive.py`:
 `sentence` (does this sentence answer?) and `support` (does the collection answer at all?), and the

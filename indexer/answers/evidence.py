@@ -14,7 +14,9 @@ from indexer.answers.words import QUESTION_WORDS, UNSPACED_QUESTION_WORDS
 from indexer.language import identify_language
 from indexer.types import Message
 
-FOLLOW_UP_WORDS = 2  # a question with at most so many content words needs the turns before it; see docs/log.md
+FOLLOW_UP_WORDS = (
+    2  # a question with at most so many content words needs the turns before it; see docs/log.md
+)
 MAX_TURNS = 3
 _UNSPACED_LANGUAGES = frozenset({"ja", "km", "lo", "my", "th", "zh"})
 
@@ -73,6 +75,8 @@ def idf(term_sets: Sequence[frozenset[str]]) -> dict[str, float]:
 def coverage(
     question_terms: Sequence[str], present: frozenset[str], weights: Mapping[str, float], unseen: float
 ) -> float:
-    """The share, in [0, 1], of the question's term weight that `present` contains. `unseen` weighs unknown terms."""
+    """The share, in [0, 1], of the question's term weight that `present` has; `unseen` weighs new terms."""
     total = sum(weights.get(term, unseen) for term in question_terms)
-    return sum(weights.get(term, unseen) for term in question_terms if term in present) / total if total else 0.0
+    return (
+        sum(weights.get(term, unseen) for term in question_terms if term in present) / total if total else 0.0
+    )

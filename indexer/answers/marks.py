@@ -1,4 +1,4 @@
-"""Filters over a stream of generated text: hidden reasoning is removed, citation marks are checked and renumbered."""
+"""Filters over generated text as it streams: reasoning is removed, citation marks are checked and renumbered."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -7,7 +7,9 @@ from indexer.answers.generators.base import Quote
 
 _NUMBERS = r"\d{1,4}(?:\s*[,、;]\s*\d{1,4})*"
 _MARK = re.compile(rf"(\s*)(?:\[\s*({_NUMBERS})\s*\]|【\s*({_NUMBERS})\s*】)")
-_UNDECIDED = re.compile(r"\s*(?:[\[【][\d\s,、;]{0,60})?$")  # may still become a mark, with the space before it
+_UNDECIDED = re.compile(
+    r"\s*(?:[\[【][\d\s,、;]{0,60})?$"
+)  # may still become a mark, with the space before it
 _OPEN, _CLOSE = "<think>", "</think>"
 
 

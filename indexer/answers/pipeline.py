@@ -79,7 +79,9 @@ def answer_stream(
     if not question.strip():
         raise InvalidQuery("the question is empty; ask something")
     if len(question) > MAX_QUERY_CHARS:
-        raise LimitExceeded(f"the question has {len(question)} characters; at most {MAX_QUERY_CHARS} are allowed")
+        raise LimitExceeded(
+            f"the question has {len(question)} characters; at most {MAX_QUERY_CHARS} are allowed"
+        )
     if max_passage_tokens < 1:
         raise InvalidQuery(f"max_passage_tokens is {max_passage_tokens}; at least 1 is needed")
     writer = make_generator(generator) if isinstance(generator, str) else generator
@@ -90,7 +92,7 @@ def answer_stream(
     return _write(writer, Request(question, query, passages, recent, collection.embedder))
 
 
-# --- passages -------------------------------------------------------------------------------------------------
+# --- passages ------------------------------------------------------------------------------------
 
 
 def pack(hits: Sequence[SearchHit], embedder: Embedder, max_tokens: int) -> list[Passage]:
@@ -131,7 +133,7 @@ def _beginning(text: str, tokens: int, max_tokens: int, embedder: Embedder) -> s
     """The first sentences of `text` within the budget; a part of the first one if even that is too long."""
     spans = sentences(text)
     end, left = 0, max_tokens
-    for (start, stop), count in zip(spans, embedder.count_tokens([text[a:b] for a, b in spans]), strict=True):
+    for (_, stop), count in zip(spans, embedder.count_tokens([text[a:b] for a, b in spans]), strict=True):
         if count > left:
             break
         end, left = stop, left - count
@@ -149,7 +151,7 @@ def recent_turns(history: Sequence[Message], embedder: Embedder, max_tokens: int
     return list(history[start:])
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# --- writing -------------------------------------------------------------------------------------
 
 
 def _write(generator: Generator, request: Request) -> Iterator[str | Answer]:

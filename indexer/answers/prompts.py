@@ -22,7 +22,10 @@ RULES = (
     "Answer briefly, in the language of the question."
 )
 # Follows the question: the wording depends on its language, and an RNN remembers best what it read last.
-REMINDER = "(Answer from the passages, with marks like [1]. If they do not contain the answer, reply exactly: {silence})"
+REMINDER = (
+    "(Answer from the passages, with marks like [1]. "
+    "If they do not contain the answer, reply exactly: {silence})"
+)
 PASSAGES_READ = "I have read the passages."
 
 _ROLES = (
@@ -106,9 +109,7 @@ class Template:
 WORLD = Template()
 # G1 models reason first unless the reasoning is already there and empty.
 # https://huggingface.co/BlinkDL/rwkv7-g1 ("fake think prompt")
-G1 = Template(
-    answer="Assistant: <think>\n</think>", stop=("\n\nUser:", "\n\nSystem:", "\n\nAssistant:")
-)
+G1 = Template(answer="Assistant: <think>\n</think>", stop=("\n\nUser:", "\n\nSystem:", "\n\nAssistant:"))
 
 
 def load_template(name: str | Path | None) -> Template:
@@ -120,14 +121,20 @@ def load_template(name: str | Path | None) -> Template:
     try:
         values = json.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GeneratorError(f"template {str(name)!r} is neither world, g1 nor a readable JSON file: {error}") from None
+        raise GeneratorError(
+            f"template {str(name)!r} is neither world, g1 nor a readable JSON file: {error}"
+        ) from None
     known = {field.name for field in fields(Template)}
     if not isinstance(values, dict) or set(values) - known:
-        raise GeneratorError(f"template {str(name)!r}: expected a JSON object with keys among {', '.join(sorted(known))}")
+        raise GeneratorError(
+            f"template {str(name)!r}: expected a JSON object with keys among {', '.join(sorted(known))}"
+        )
     wrong = [key for key, value in values.items() if key != "stop" and not isinstance(value, str)]
     stop = values.get("stop", [])
     if wrong or not isinstance(stop, list) or not all(isinstance(item, str) and item for item in stop):
-        raise GeneratorError(f"template {str(name)!r}: every value is a string, and stop a list of non-empty strings")
+        raise GeneratorError(
+            f"template {str(name)!r}: every value is a string, and stop a list of non-empty strings"
+        )
     missing = [key for key in ("system", "user", "assistant") if "{text}" not in values.get(key, "{text}")]
     if missing:
         raise GeneratorError(f"template {str(name)!r}: {', '.join(missing)} must contain {{text}}")
@@ -147,7 +154,9 @@ def completion_segments(
     blocks = [passage_block(passage) for passage in passages]
     turns = [template.turn(message) for message in history if message.role != "system"]
     tail = closing + template.write("assistant", PASSAGES_READ) + "".join(turns)
-    tail += template.write("user", f"{as_data(question)}\n{REMINDER.format(silence=silence)}") + template.answer
+    tail += (
+        template.write("user", f"{as_data(question)}\n{REMINDER.format(silence=silence)}") + template.answer
+    )
     return [rules, *blocks, tail]
 
 

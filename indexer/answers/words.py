@@ -1,4 +1,4 @@
-"""Words that depend on the language: what to say when the collection is silent, and what a question is made of.
+"""Words that depend on the language: how to say that the collection is silent, and how questions ask.
 
 Question words ask but are not evidence: a passage that contains "how many" does not thereby say how many.
 The same holds for articles, pronouns and the like, which are listed with them.
@@ -91,10 +91,12 @@ vi gì nào ai khi đâu ở như thế tại sao bao nhiêu là có của và t
 
 # Written without spaces: looked for inside the question, longest first.
 _UNSPACED = """
-ja 何ですか とは何 ですか でしょうか いつ どこ だれ 誰 なぜ どうして どのように どの どれ いくつ いくら 何人 何年 何 ますか ましたか
+ja 何ですか とは何 ですか でしょうか いつ どこ だれ 誰 なぜ どうして どのように どの どれ いくつ いくら 何人
+   何年 何 ますか ましたか
 ko 무엇 언제 어디 누구 누가 왜 어떻게 어떤 어느 얼마나 얼마 몇 인가요 입니까 습니까 나요
 th อะไร ใคร เมื่อไหร่ เมื่อไร เมื่อใด ที่ไหน ที่ใด อย่างไร ทำไม เท่าไหร่ เท่าไร กี่ หรือไม่ ไหม
-zh 什么 甚么 什麼 谁 誰 何时 何時 什么时候 哪里 哪裡 哪儿 哪个 哪個 哪些 哪 为什么 為什麼 为何 怎么 怎麼 怎样 如何 多少 几个 幾個 是否 吗 嗎 呢 是
+zh 什么 甚么 什麼 谁 誰 何时 何時 什么时候 哪里 哪裡 哪儿 哪个 哪個 哪些 哪 为什么 為什麼 为何
+   怎么 怎麼 怎样 如何 多少 几个 幾個 是否 吗 嗎 呢 是
 """
 
 
@@ -115,7 +117,7 @@ def silence(language: str | None) -> str:
 
 
 def says_silence(answer: str) -> bool:
-    """Whether a generated answer is (no more than) one of the sentences that mean: the collection is silent."""
+    """Whether an answer is one of the sentences that mean "the collection is silent", and no more."""
     return _bare(answer) in {_bare(sentence) for sentence in SILENCE.values()}
 
 

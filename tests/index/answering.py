@@ -53,7 +53,9 @@ class FakeCollection:
         return [hit(int(i), self.texts[i], float(scores[i])) for i in order]
 
 
-def hit(i: int, text: str, score: float = 0.5, *, start: int = 0, document_id: str | None = None) -> SearchHit:
+def hit(
+    i: int, text: str, score: float = 0.5, *, start: int = 0, document_id: str | None = None
+) -> SearchHit:
     return SearchHit(
         score=score,
         document_id=document_id or f"doc{i}",
@@ -78,7 +80,7 @@ def request(question: str, *texts: str, history: Sequence[Message] = ()) -> Requ
 
 @dataclass
 class Scripted:
-    """A generator that says what it is told to; counts the pieces it was asked for and notices being closed."""
+    """Says what it is told to; counts the pieces it was asked for and notices being closed."""
 
     pieces: Sequence[str | Quote]
     name: str = "scripted"

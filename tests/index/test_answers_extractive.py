@@ -7,7 +7,12 @@ from indexer.answers import answer
 from indexer.answers.calibration import MODELS, OTHER
 from indexer.answers.evidence import coverage, idf, text_terms
 from indexer.answers.generators import extractive
-from indexer.answers.generators.extractive import Extractive, distinct_quotes, rank_sentences, sentence_features
+from indexer.answers.generators.extractive import (
+    Extractive,
+    distinct_quotes,
+    rank_sentences,
+    sentence_features,
+)
 from indexer.chunking import sentences
 from tests.index.answering import FakeCollection, HashEmbedder, passages, request
 
@@ -27,10 +32,19 @@ def ask(question: str, *texts: str) -> list[str]:
 @pytest.mark.parametrize(
     ("question", "sentence"),
     [
-        ("Who designed and built the Eiffel Tower?", "Gustave Eiffel's company designed and built the tower from 1887 to 1889."),
-        ("How many steps can visitors climb to the second level?", "Visitors can climb 674 steps to the second level."),
+        (
+            "Who designed and built the Eiffel Tower?",
+            "Gustave Eiffel's company designed and built the tower from 1887 to 1889.",
+        ),
+        (
+            "How many steps can visitors climb to the second level?",
+            "Visitors can climb 674 steps to the second level.",
+        ),
         ("Through how many countries does the Nile flow?", "The Nile flows through eleven countries."),
-        ("What do bakers let rest before it is baked?", "Bakers let the dough rest before it is baked in the oven."),
+        (
+            "What do bakers let rest before it is baked?",
+            "Bakers let the dough rest before it is baked in the oven.",
+        ),
         ("铁塔由哪个公司设计?", "铁塔由古斯塔夫·埃菲尔的公司设计。"),
     ],
 )
@@ -39,7 +53,8 @@ def test_the_sentence_that_answers_is_quoted_first(question: str, sentence: str)
 
 
 @pytest.mark.parametrize(
-    "question", ["Which composer wrote the opera Parsifal?", "How do vaccines train the immune system?", "月球上有水吗?"]
+    "question",
+    ["Which composer wrote the opera Parsifal?", "How do vaccines train the immune system?", "月球上有水吗?"],
 )
 def test_what_the_passages_do_not_say_is_not_answered(question: str) -> None:
     assert ask(question, *TEXTS, CHINESE) == []
@@ -48,7 +63,9 @@ def test_what_the_passages_do_not_say_is_not_answered(question: str) -> None:
 def test_the_answer_is_verbatim_with_document_offsets() -> None:
     collection = FakeCollection(TEXTS)
     result = answer(collection, "How many steps can visitors climb to the second level?")
-    assert not result.abstained and result.answer.startswith("Visitors can climb 674 steps to the second level. [1]")
+    assert not result.abstained and result.answer.startswith(
+        "Visitors can climb 674 steps to the second level. [1]"
+    )
     for citation in result.citations:
         text = TEXTS[citation.chunk_id]
         assert text[citation.start : citation.end] == citation.quote
@@ -59,13 +76,18 @@ def test_the_answer_is_verbatim_with_document_offsets() -> None:
 def test_a_follow_up_is_answered_with_the_turn_before_it() -> None:
     from indexer.types import Message
 
-    history = [Message("user", "Who designed and built the Eiffel Tower?"), Message("assistant", "Gustave Eiffel [1].")]
+    history = [
+        Message("user", "Who designed and built the Eiffel Tower?"),
+        Message("assistant", "Gustave Eiffel [1]."),
+    ]
     result = answer(FakeCollection(TEXTS), "And when?", history=history)
     assert "from 1887 to 1889" in result.answer
 
 
 def test_repeated_sentences_are_quoted_once() -> None:
-    quotes = ask("Who wrote the song?", "Ann wrote the song.", "Later. Ann wrote the song!", "The song: Ann wrote.")
+    quotes = ask(
+        "Who wrote the song?", "Ann wrote the song.", "Later. Ann wrote the song!", "The song: Ann wrote."
+    )
     assert sum("Ann wrote the song" in quote for quote in quotes) == 1
 
 
@@ -113,8 +135,13 @@ def test_coverage_is_a_share_of_weight() -> None:
 
 
 def test_near_duplicates_are_dropped_in_order() -> None:
-    ranking = rank_sentences("one two", passages("One two three four.", "one, two: three four", "Five six."), HashEmbedder())
-    assert [quote.text for quote in distinct_quotes(ranking.quotes, 3)] == ["One two three four.", "Five six."]
+    ranking = rank_sentences(
+        "one two", passages("One two three four.", "one, two: three four", "Five six."), HashEmbedder()
+    )
+    assert [quote.text for quote in distinct_quotes(ranking.quotes, 3)] == [
+        "One two three four.",
+        "Five six.",
+    ]
 
 
 @pytest.mark.parametrize("calibration", [*MODELS.values(), OTHER], ids=[*MODELS, "other"])
@@ -126,7 +153,9 @@ def test_a_calibration_uses_known_features_and_sane_numbers(calibration: dict[st
     assert [q.score for q in ranking.quotes] == sorted((q.score for q in ranking.quotes), reverse=True)
 
 
-def test_an_unmeasured_model_is_judged_without_the_scale_of_its_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unmeasured_model_is_judged_without_the_scale_of_its_cosines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Squeezed(HashEmbedder):
         """All cosines in [0.9, 1], as a raw language model gives: a constant is added to each vector."""
 

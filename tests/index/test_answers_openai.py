@@ -1,4 +1,4 @@
-"""The openai generator against a real HTTP server on 127.0.0.1 that behaves, and misbehaves, like the real ones."""
+"""The openai generator against a real HTTP server on 127.0.0.1 that behaves, and misbehaves, like others."""
 
 import json
 import logging
@@ -106,7 +106,11 @@ ASK = request("Who wrote it?", "Ann wrote it.")
 
 
 def test_a_streamed_answer_with_citations(server: Server) -> None:
-    server.replies = [stream(chunk("The Nile is"), b": keep-alive\n\n", chunk(" the longest river [1"), chunk("] [8]."), DONE)]
+    server.replies = [
+        stream(
+            chunk("The Nile is"), b": keep-alive\n\n", chunk(" the longest river [1"), chunk("] [8]."), DONE
+        )
+    ]
     collection = FakeCollection(["The Nile is the longest river of Africa."])
     result = answer(collection, "Which river is the longest?", generator=generator(server)[0])
     assert result.answer == "The Nile is the longest river [1]."
@@ -116,7 +120,9 @@ def test_a_streamed_answer_with_citations(server: Server) -> None:
 def test_the_request_is_what_the_api_documents(server: Server) -> None:
     server.replies = [stream(chunk("ok"), DONE)]
     made, _ = generator(server, max_tokens=7, temperature=0.5)
-    asked = request("When?", "Ann wrote it.", history=[Message("user", "Who?"), Message("assistant", "Ann [1].")])
+    asked = request(
+        "When?", "Ann wrote it.", history=[Message("user", "Who?"), Message("assistant", "Ann [1].")]
+    )
     assert list(made.generate(asked)) == ["ok"]
     (sent,) = server.requests
     assert sent["path"] == "/v1/chat/completions"
@@ -150,7 +156,9 @@ def test_retry_after_is_obeyed(server: Server) -> None:
 def test_a_long_retry_after_is_reported_instead_of_waited_for(server: Server) -> None:
     server.replies = [status(429, b'{"error": {"message": "quota exceeded"}}', Retry_After="3600")]
     made, pauses = generator(server)
-    with pytest.raises(GeneratorError, match=r"openai:tiny at http.*: HTTP 429: quota exceeded \(tried 1 times\)"):
+    with pytest.raises(
+        GeneratorError, match=r"openai:tiny at http.*: HTTP 429: quota exceeded \(tried 1 times\)"
+    ):
         list(made.generate(ASK))
     assert pauses == []
 
@@ -171,9 +179,13 @@ def test_retries_end(server: Server) -> None:
 
 def test_a_refused_key_is_not_retried_and_not_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    server.replies = [status(401, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}}).encode())]
+    server.replies = [
+        status(401, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}}).encode())
+    ]
     made, _ = generator(server)
-    with pytest.raises(GeneratorError, match=r"HTTP 401: Incorrect API key provided: \*\*\*\.; check OPENAI_API_KEY") as caught:
+    with pytest.raises(
+        GeneratorError, match=r"HTTP 401: Incorrect API key provided: \*\*\*\.; check OPENAI_API_KEY"
+    ) as caught:
         list(made.generate(ASK))
     assert len(server.requests) == 1
     assert KEY not in str(caught.value) and KEY not in repr(made) and KEY not in caplog.text
@@ -188,7 +200,9 @@ def test_an_unknown_model_says_what_to_check(server: Server) -> None:
 def test_no_server_is_retried_and_named() -> None:
     pauses: list[float] = []
     made = OpenAIGenerator("tiny", "http://127.0.0.1:9/v1", retries=1, sleep=pauses.append)
-    with pytest.raises(GeneratorError, match=r"openai:tiny at http://127.0.0.1:9/v1: connection failed: .*\(tried 2 times\)"):
+    with pytest.raises(
+        GeneratorError, match=r"openai:tiny at http://127.0.0.1:9/v1: connection failed: .*\(tried 2 times\)"
+    ):
         list(made.generate(ASK))
     assert len(pauses) == 1
 
@@ -223,7 +237,9 @@ def test_servers_that_never_say_done_are_understood(server: Server) -> None:
 )
 def test_a_malformed_event_is_named(server: Server, data: bytes) -> None:
     server.replies = [stream(b"data: " + data + b"\n\n")]
-    with pytest.raises(GeneratorError, match="the server sent an event that is not a chat completion chunk: "):
+    with pytest.raises(
+        GeneratorError, match="the server sent an event that is not a chat completion chunk: "
+    ):
         list(generator(server)[0].generate(ASK))
 
 
@@ -234,7 +250,11 @@ def test_an_error_inside_the_stream_is_shown(server: Server) -> None:
 
 
 def test_a_usage_event_is_no_text(server: Server) -> None:
-    server.replies = [stream(chunk("ok"), chunk(None, "stop"), b'data: {"choices": [], "usage": {}}\n\n', b"data: [DONE]\n\n")]
+    server.replies = [
+        stream(
+            chunk("ok"), chunk(None, "stop"), b'data: {"choices": [], "usage": {}}\n\n', b"data: [DONE]\n\n"
+        )
+    ]
     assert list(generator(server)[0].generate(ASK)) == ["ok"]
 
 
@@ -271,7 +291,9 @@ def test_settings_come_from_arguments_then_the_environment() -> None:
 
 
 def test_missing_settings_are_explained() -> None:
-    with pytest.raises(GeneratorError, match=r"openai:gpt-x needs OPENAI_API_KEY .* or OPENAI_BASE_URL of a local server"):
+    with pytest.raises(
+        GeneratorError, match=r"openai:gpt-x needs OPENAI_API_KEY .* or OPENAI_BASE_URL of a local server"
+    ):
         make_generator("openai:gpt-x", environ={})
     with pytest.raises(GeneratorError, match="base URL 'localhost:1234' must begin with http:// or https://"):
         make_generator("openai:x", base_url="localhost:1234", environ={})

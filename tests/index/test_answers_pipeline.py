@@ -43,11 +43,15 @@ def test_offsets_are_the_documents_not_the_passages() -> None:
     collection = FakeCollection([])
     collection.search = lambda query, options: [hit(3, TOWER, start=1000)]  # type: ignore[method-assign]
     result = answer(collection, "Where?", generator=Scripted(["In Paris [1]."]))
-    assert [(c.start, c.end, c.quote) for c in result.citations] == [(1000, 1029, "The Eiffel Tower is in Paris.")]
+    assert [(c.start, c.end, c.quote) for c in result.citations] == [
+        (1000, 1029, "The Eiffel Tower is in Paris.")
+    ]
 
 
 def test_marks_are_renumbered_by_first_use_and_unknown_ones_vanish(collection: FakeCollection) -> None:
-    result = answer(collection, "River?", generator=Scripted(["Long [2][7]. Tall [1, 9]. Long [2]. Odd [99]."]))
+    result = answer(
+        collection, "River?", generator=Scripted(["Long [2][7]. Tall [1, 9]. Long [2]. Odd [99]."])
+    )
     assert result.answer == "Long [1]. Tall [2]. Long [1]. Odd."
     assert [(c.n, c.document_id) for c in result.citations] == [(1, "doc1"), (2, "doc0")]
 
@@ -94,7 +98,10 @@ def test_a_generator_that_fails_is_closed_and_its_error_is_seen(collection: Fake
     ("question", "expected"),
     [
         ("Who was the first person to walk on Mars, and when did it happen?", "The collection does not say."),
-        ("Wer war der erste Mensch auf dem Mars und wann ist das geschehen?", "Die Sammlung sagt dazu nichts."),
+        (
+            "Wer war der erste Mensch auf dem Mars und wann ist das geschehen?",
+            "Die Sammlung sagt dazu nichts.",
+        ),
         ("谁是第一个在火星上行走的人?", "集合中没有提到。"),
         ("من كان أول إنسان يمشي على المريخ؟", "لا تذكر المجموعة ذلك."),
     ],
@@ -106,7 +113,9 @@ def test_nothing_written_is_an_abstention_in_the_questions_language(
     assert stream == [expected, Answer(expected, abstained=True, citations=())]
 
 
-@pytest.mark.parametrize("said", ["The collection does not say.", '"Die Sammlung sagt dazu nichts"', "集合中没有提到。[1]"])
+@pytest.mark.parametrize(
+    "said", ["The collection does not say.", '"Die Sammlung sagt dazu nichts"', "集合中没有提到。[1]"]
+)
 def test_a_model_that_says_it_does_not_know_abstains(collection: FakeCollection, said: str) -> None:
     result = answer(collection, "Mars?", generator=Scripted([said]))
     assert result.abstained and result.citations == ()
@@ -128,7 +137,9 @@ def test_thoughts_are_not_shown(collection: FakeCollection) -> None:
 
 def test_quotes_are_cited_one_by_one(collection: FakeCollection) -> None:
     tower = passages(TOWER)[0]
-    result = answer(collection, "Tower?", generator=Scripted([Quote(tower, 30, 64, 0.75), Quote(tower, 65, 83, 0.5)]))
+    result = answer(
+        collection, "Tower?", generator=Scripted([Quote(tower, 30, 64, 0.75), Quote(tower, 65, 83, 0.5)])
+    )
     assert result.answer == "It was designed by Gustave Eiffel. [1]\nIt opened in 1889. [2]"
     assert [(c.n, c.quote, c.score) for c in result.citations] == [
         (1, "It was designed by Gustave Eiffel.", 0.75),
@@ -136,7 +147,7 @@ def test_quotes_are_cited_one_by_one(collection: FakeCollection) -> None:
     ]
 
 
-# --- what is searched -----------------------------------------------------------------------------------------
+# --- what is searched ----------------------------------------------------------------------------
 
 
 def test_options_reach_the_search(collection: FakeCollection) -> None:
@@ -152,7 +163,9 @@ def test_bad_questions_are_refused_before_any_search(collection: FakeCollection)
         answer_stream(collection, "x" * 32769)
     with pytest.raises(InvalidQuery, match="max_passage_tokens is 0"):
         answer_stream(collection, "x", max_passage_tokens=0)
-    with pytest.raises(GeneratorError, match="unknown generator 'gpt'; use extractive, rwkv:PATH or openai:MODEL"):
+    with pytest.raises(
+        GeneratorError, match="unknown generator 'gpt'; use extractive, rwkv:PATH or openai:MODEL"
+    ):
         answer_stream(collection, "x", generator="gpt")
     with pytest.raises(TypeError, match="topk"):
         answer_stream(collection, "x", topk=3)  # type: ignore[call-arg]
@@ -201,7 +214,7 @@ def test_question_words_are_no_evidence(question: str, expected: set[str]) -> No
     assert set(content_terms(question)) == expected
 
 
-# --- passages -------------------------------------------------------------------------------------------------
+# --- passages ------------------------------------------------------------------------------------
 
 
 def test_passages_are_distinct_and_in_reading_order() -> None:
@@ -246,11 +259,13 @@ def test_old_turns_are_left_out_when_history_is_long() -> None:
     assert recent_turns([], HashEmbedder(), 5) == []
 
 
-# --- marks and words ------------------------------------------------------------------------------------------
+# --- marks and words -----------------------------------------------------------------------------
 
 
 @given(
-    st.lists(st.sampled_from(["[1]", "[2]", "[9]", " ", "a", "[", "]", "1", ",", "[1, 2]", "\n", "【2】"])).map("".join),
+    st.lists(
+        st.sampled_from(["[1]", "[2]", "[9]", " ", "a", "[", "]", "1", ",", "[1, 2]", "\n", "【2】"])
+    ).map("".join),
     st.randoms(use_true_random=False),
 )
 def test_marks_do_not_depend_on_how_the_text_is_cut(text: str, random) -> None:

@@ -113,8 +113,14 @@ def test_ordinary_text_is_untouched(text: str) -> None:
 
 
 def test_the_world_prompt_is_as_documented() -> None:
-    history = [Message("user", "Hi\n\nthere"), Message("assistant", "Hello [2]."), Message("system", "dropped")]
-    rules, block, tail = completion_segments(WORLD, "Nothing.", passages("Paris is big."), history, "How big?")
+    history = [
+        Message("user", "Hi\n\nthere"),
+        Message("assistant", "Hello [2]."),
+        Message("system", "dropped"),
+    ]
+    rules, block, tail = completion_segments(
+        WORLD, "Nothing.", passages("Paris is big."), history, "How big?"
+    )
     assert rules.startswith("System: You answer questions") and rules.endswith("\n\nUser: ")
     assert block == '<passage n="1" source="Title 1">\nParis is big.\n</passage>\n'
     assert tail == (
@@ -125,7 +131,9 @@ def test_the_world_prompt_is_as_documented() -> None:
 
 
 def test_a_g1_answer_opens_with_finished_thoughts() -> None:
-    assert completion_segments(G1, "-", passages("x"), (), "y")[-1].endswith("\n\nAssistant: <think>\n</think>")
+    assert completion_segments(G1, "-", passages("x"), (), "y")[-1].endswith(
+        "\n\nAssistant: <think>\n</think>"
+    )
 
 
 def test_only_the_last_segment_depends_on_the_question_and_its_language() -> None:
@@ -139,7 +147,10 @@ def test_chat_messages_keep_passages_out_of_the_system_turn() -> None:
     history = [Message("user", "Who?"), Message("assistant", "Ann [1].")]
     system, user, assistant, last = chat_messages("Nothing.", passages("Ann wrote it."), history, "When?")
     assert system["role"] == "system" and "Ann" not in system["content"]
-    assert (user, assistant) == ({"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."})
+    assert (user, assistant) == (
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ann."},
+    )
     assert last["content"] == (
         '<passage n="1" source="Title 1">\nAnn wrote it.\n</passage>\n\n'
         f"Question: When?\n{REMINDER.format(silence='Nothing.')}"
@@ -172,7 +183,9 @@ def test_a_bad_template_file_is_refused(tmp_path, content: str, message: str) ->
 
 
 def test_a_missing_template_file_is_named() -> None:
-    with pytest.raises(GeneratorError, match=r"'nowhere\.json' is neither world, g1 nor a readable JSON file"):
+    with pytest.raises(
+        GeneratorError, match=r"'nowhere\.json' is neither world, g1 nor a readable JSON file"
+    ):
         load_template("nowhere.json")
 
 

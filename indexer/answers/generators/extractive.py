@@ -70,15 +70,21 @@ def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) 
         return Ranking((), 0.0, calibration["decision"]["threshold"])
     features = sentence_features(query, passages, candidates, embedder)
     logits = _linear(calibration["sentence"], features)
-    order = np.argsort(-logits, kind="stable")
     support = _sigmoid(_linear(calibration["support"], support_features(features, logits)))[0]
     scores = _sigmoid(logits)
-    quotes = [Quote(*candidates[i], score=float(scores[i])) for i in order]
-    return Ranking(quotes, float(support), calibration["decision"]["threshold"])
+    quotes = [
+        Quote(passage, start, end, score)
+        for (passage, start, end), score in zip(candidates, scores.tolist(), strict=True)
+    ]
+    ranked = [quotes[i] for i in np.argsort(-logits, kind="stable")]
+    return Ranking(ranked, float(support), calibration["decision"]["threshold"])
 
 
 def sentence_features(
-    query: str, passages: Sequence[Passage], candidates: Sequence[tuple[Passage, int, int]], embedder: Embedder
+    query: str,
+    passages: Sequence[Passage],
+    candidates: Sequence[tuple[Passage, int, int]],
+    embedder: Embedder,
 ) -> Features:
     """The features of each candidate (passage, start, end); see the module's list."""
     texts = [passage.text[start:end] for passage, start, end in candidates]
@@ -119,11 +125,18 @@ def support_features(features: Features, logits: NDArray[np.float64]) -> Feature
     """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,)."""
     best = int(np.argmax(logits))
     margin = logits[best] - logits.mean()
-    return {**{name: values[best : best + 1] for name, values in features.items()}, "margin": np.array([margin])}
+    return {
+        **{name: values[best : best + 1] for name, values in features.items()},
+        "margin": np.array([margin]),
+    }
 
 
 def _linear(weights: Mapping[str, float], features: Features) -> NDArray[np.float64]:
-    return weights["bias"] + sum(weights[name] * features[name] for name in weights if name != "bias")
+    total = np.full(1, weights["bias"])
+    for name, weight in weights.items():
+        if name != "bias":
+            total = total + weight * features[name]
+    return total
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,7 +159,7 @@ def distinct_quotes(ranked: Sequence[Quote], limit: int) -> list[Quote]:
 
 def _reading_order(quotes: Sequence[Quote]) -> list[Quote]:
     """The passage of the best sentence first; inside a passage as in the document."""
-    first = {}
+    first: dict[int, int] = {}
     for position, quote in enumerate(quotes):
         first.setdefault(quote.passage.n, position)
     return sorted(quotes, key=lambda quote: (first[quote.passage.n], quote.start))

@@ -66,12 +66,14 @@ class OpenAIGenerator:
         max_tokens: int = 400,
         temperature: float = 0.0,
     ) -> "OpenAIGenerator":
-        """Arguments first, then OPENAI_BASE_URL and OPENAI_API_KEY. Raises GeneratorError without a usable URL."""
+        """Arguments first, then OPENAI_BASE_URL and OPENAI_API_KEY. Raises GeneratorError without a URL."""
         known = os.environ if environ is None else environ
         url = base_url or known.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
         key = api_key or known.get("OPENAI_API_KEY") or None
         if not url.startswith(("http://", "https://")):
-            raise GeneratorError(f"base URL {url!r} must begin with http:// or https://, like http://localhost:11434/v1")
+            raise GeneratorError(
+                f"base URL {url!r} must begin with http:// or https://, like http://localhost:11434/v1"
+            )
         if url == DEFAULT_BASE_URL and key is None:
             raise GeneratorError(
                 f"openai:{model} needs OPENAI_API_KEY for {DEFAULT_BASE_URL}, "
@@ -84,7 +86,7 @@ class OpenAIGenerator:
         return f"openai:{self.model}"
 
     def generate(self, request: Request) -> Iterator[str]:
-        """Pieces of text as the server sends them. Raises GeneratorError; closing it closes the connection."""
+        """Pieces of text as the server sends them; closing it hangs up. Raises GeneratorError."""
         phrase = silence(identify_language(request.question))
         body = {
             "model": self.model,
@@ -139,7 +141,7 @@ class OpenAIGenerator:
         raise self._error(reason)
 
     def _texts(self, response: httpx.Response) -> Iterator[str]:
-        """The texts of the events. The stream must say that it is over: a cut answer is an error, not an answer."""
+        """The texts of the events. The stream must say that it is over: a cut answer is an error."""
         finished = False
         for line in response.iter_lines():
             if len(line) > MAX_LINE_CHARS:
@@ -169,7 +171,9 @@ class OpenAIGenerator:
                 raise TypeError
             return text, choice.get("finish_reason")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise self._error(f"the server sent an event that is not a chat completion chunk: {data[:100]!r}") from None
+            raise self._error(
+                f"the server sent an event that is not a chat completion chunk: {data[:100]!r}"
+            ) from None
 
     def _interrupted(self, started: bool, reason: str) -> Exception:
         return self._error(f"the answer broke off: {reason}") if started else _Passing(reason)
@@ -203,4 +207,6 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         return None
     now = datetime.now(timezone.utc)
-    return max(0.0, (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() - now.timestamp())
+    return max(
+        0.0, (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() - now.timestamp()
+    )

@@ -11,7 +11,7 @@ all that is read. Sets that share their first passages share that part.
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ READ_TOKENS = 256  # tokens between two chances to stop while reading
 
 
 class StateCache:
-    """Least recently used states, bounded by their bytes. Safe to share between threads: a state is a value."""
+    """Least recently used states, bounded by their bytes. Safe to share between threads."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -47,7 +47,7 @@ class StateCache:
             return self._states[key][0]
 
     def put(self, key: str, state: Any) -> None:
-        """Keep `state`; what was not used for longest goes. A state larger than the whole cache is not kept."""
+        """Keep `state`; what was not used for longest goes. One larger than the cache is not kept."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors)
         if size > self.max_bytes:
             return
@@ -81,7 +81,12 @@ class RWKVGenerator:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, template: str | Path | None = None, max_tokens: int = 400, temperature: float = 0.0
+        cls,
+        path: str | Path,
+        *,
+        template: str | Path | None = None,
+        max_tokens: int = 400,
+        temperature: float = 0.0,
     ) -> "RWKVGenerator":
         """Load a checkpoint. G1 models are told by their file's name when no `template` is given."""
         from rwkv_embed import load_model
@@ -108,8 +113,8 @@ class RWKVGenerator:
         state = yield from self._read(known)
         yield from self._write(tail, state)
 
-    def _read(self, segments: Sequence[str]) -> Iterator[str]:
-        """The state after `segments`, as the generator's return value; starts from the longest known prefix."""
+    def _read(self, segments: Sequence[str]) -> Generator[str, None, Any]:
+        """Returns the state after `segments`, starting from the longest known prefix; yields ""."""
         keys = _chain(self._fingerprint, segments)
         state, done = None, 0
         for i, key in enumerate(keys):  # from the front, so that a used prefix outlives what hangs off it
@@ -146,6 +151,6 @@ def _chain(fingerprint: str, segments: Sequence[str]) -> list[str]:
 
 
 def _fingerprint(path: Path) -> str:
-    """Tells one loaded checkpoint from another within this process's cache: where it is, its size and time."""
+    """Tells one checkpoint from another within a process: where it is, its size and its time."""
     stamp = path.stat() if path.exists() else None
     return f"{path.resolve()}:{stamp and stamp.st_size}:{stamp and stamp.st_mtime_ns}"
