@@ -18,7 +18,7 @@ from indexer.answers import Passage, Request, make_generator
 from indexer.types import SearchHit
 
 SHAPES = {"0.1B": (12, 768), "0.4B": (24, 1024)}  # layers, width of RWKV-7 World
-WORDS = "river song stone winter paper garden letter window market bridge".split()
+WORDS = ["river", "song", "stone", "winter", "paper", "garden", "letter", "window", "market", "bridge"]
 
 
 def random_checkpoint(shape: str, folder: Path) -> Path:
@@ -39,7 +39,9 @@ def passages(model_tokens: int, count: int) -> list[Passage]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="0.1B")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--passages", type=int, default=5)
