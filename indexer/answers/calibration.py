@@ -6,36 +6,7 @@ Each calibration has the weights of two logistic models over the features of `ge
 other one, whose cosines may mean anything, `OTHER` uses only features that do not depend on their scale.
 """
 
-MODELS: dict[str, dict[str, dict[str, float]]] = {
-    "hashed": {
-        "sentence": {
-            "bias": -7.0414,
-            "dense": 0.1313,
-            "spread": 0.9899,
-            "coverage": 0.9523,
-            "match": 0.8546,
-            "around": 1.0719,
-            "passage": 1.1353,
-            "context": 0.3925,
-            "rank": 1.3328,
-            "length": 0.1038,
-        },
-        "support": {
-            "bias": -6.4859,
-            "dense": 0.4892,
-            "spread": -0.9484,
-            "coverage": 1.3377,
-            "around": 1.2576,
-            "passage": 1.3396,
-            "known": 1.3024,
-            "context": 0.4593,
-            "margin": 1.5685,
-        },
-        "decision": {
-            "threshold": 0.5,
-        },
-    },
-}
+MODELS: dict[str, dict[str, dict[str, float]]] = {}
 
 OTHER: dict[str, dict[str, float]] = {
     "sentence": {

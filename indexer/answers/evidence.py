@@ -14,9 +14,8 @@ from indexer.answers.words import QUESTION_WORDS, UNSPACED_QUESTION_WORDS
 from indexer.language import identify_language
 from indexer.types import Message
 
-FOLLOW_UP_WORDS = (
-    2  # a question with at most so many content words needs the turns before it; see docs/log.md
-)
+# A question with at most so many content words needs the turns before it (measured: docs/log.md).
+FOLLOW_UP_WORDS = 3
 MAX_TURNS = 3
 _UNSPACED_LANGUAGES = frozenset({"ja", "km", "lo", "my", "th", "zh"})
 

@@ -10,6 +10,30 @@ from indexer.analysis import index_terms
 from indexer.answers import Passage, Quote, Request
 from indexer.types import Message, SearchHit, SearchOptions
 
+# A fitted calibration, rounded: tests do not change when the shipped one is fitted again.
+CALIBRATION = {
+    "sentence": {
+        "bias": -6.9,
+        "spread": 1.0,
+        "coverage": 1.0,
+        "match": 0.9,
+        "around": 1.1,
+        "passage": 1.2,
+        "rank": 1.4,
+        "length": 0.1,
+    },
+    "support": {
+        "bias": -6.5,
+        "spread": -0.9,
+        "coverage": 1.4,
+        "around": 1.3,
+        "passage": 1.4,
+        "known": 1.3,
+        "margin": 1.6,
+    },
+    "decision": {"threshold": 0.5},
+}
+
 
 class HashEmbedder:
     """A text is the normalised sum of one fixed random vector per term: cosine is the overlap of terms."""

@@ -7,10 +7,11 @@ import pytest
 
 from indexer import open_store
 from indexer.answers import answer, answer_stream
+from indexer.answers.calibration import MODELS
 from indexer.collection import Collection
 from indexer.errors import InvalidFilter
 from indexer.types import Answer, Document, Message
-from tests.index.answering import HashEmbedder, Scripted
+from tests.index.answering import CALIBRATION, HashEmbedder, Scripted
 
 DOCUMENTS = [
     Document(
@@ -32,6 +33,11 @@ DOCUMENTS = [
     ),
 ]
 TEXTS = {document.id: document.text for document in DOCUMENTS}
+
+
+@pytest.fixture(autouse=True)
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, HashEmbedder.model_id, CALIBRATION)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 from indexer.answers import answer
 from indexer.answers.calibration import MODELS, OTHER
 from indexer.answers.evidence import coverage, idf, text_terms
-from indexer.answers.generators import extractive
 from indexer.answers.generators.extractive import (
     Extractive,
     distinct_quotes,
@@ -14,7 +13,7 @@ from indexer.answers.generators.extractive import (
     sentence_features,
 )
 from indexer.chunking import sentences
-from tests.index.answering import FakeCollection, HashEmbedder, passages, request
+from tests.index.answering import CALIBRATION, FakeCollection, HashEmbedder, passages, request
 
 TEXTS = [
     "The Eiffel Tower stands in Paris. "
@@ -24,6 +23,11 @@ TEXTS = [
     "Bread is made of flour, water and salt. Bakers let the dough rest before it is baked in the oven.",
 ]
 CHINESE = "埃菲尔铁塔位于巴黎。铁塔由古斯塔夫·埃菲尔的公司设计。每年有七百万人参观。"
+
+
+@pytest.fixture(autouse=True)
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, HashEmbedder.model_id, CALIBRATION)
 
 
 def ask(question: str, *texts: str) -> list[str]:
@@ -92,7 +96,8 @@ def test_repeated_sentences_are_quoted_once() -> None:
     assert sum("Ann wrote the song" in quote for quote in quotes) == 1
 
 
-def test_at_most_three_sentences_in_reading_order() -> None:
+def test_at_most_three_sentences_in_reading_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CALIBRATION["decision"], "threshold", 0.0)
     text = "The dam holds water. The dam makes power. The dam stops floods. The dam costs money."
     quotes = list(Extractive().generate(request("What does the dam do?", text)))
     assert 1 <= len(quotes) <= 3
@@ -167,7 +172,7 @@ def test_an_unmeasured_model_is_judged_without_the_scale_of_its_cosines(
         def encode_query(self, inputs):
             return self.encode_document([inputs])[0]
 
-    assert "hash-test" not in extractive.MODELS
+    monkeypatch.delitem(MODELS, HashEmbedder.model_id)
     for question in ("Who designed and built the Eiffel Tower?", "Which composer wrote the opera Parsifal?"):
         plain = rank_sentences(question, passages(*TEXTS), HashEmbedder())
         squeezed = rank_sentences(question, passages(*TEXTS), Squeezed())
