@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +126,9 @@ class Remembering:
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._documents: dict[str, NDArray[np.float32]] = {}
+        self.encode_query = lru_cache(maxsize=None)(embedder.encode_query)
         self.model_id, self.fingerprint, self.dim = embedder.model_id, embedder.fingerprint, embedder.dim
         self.encode_chunks, self.count_tokens = embedder.encode_chunks, embedder.count_tokens
-        self.encode_query = embedder.encode_query
 
     def encode_document(self, inputs: Sequence[str]) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(inputs) if text not in self._documents]
@@ -429,7 +429,7 @@ def main() -> None:
         "--model", default=None, help="as for Embedder; 'hashed' for the stand-in; default: bundled"
     )
     parser.add_argument("--languages", default="ar,de,en,es,hi,ru,vi,zh")
-    parser.add_argument("--questions", type=int, default=60, help="per language and kind")
+    parser.add_argument("--questions", type=int, default=40, help="per language and kind")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--follow-ups", action="store_true")
     options = parser.parse_args()
