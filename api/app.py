@@ -1,6 +1,6 @@
 """The HTTP server: `create_app(settings)` puts together middleware, routes and error handling. No globals.
 
-The model loads in the background: `/health` answers from the first moment, `/ready` when there is something to ask.
+The model loads in the background: `/health` answers from the first moment, `/ready` says when it is there.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ CLIENT_CLOSED_REQUEST = 499  # as nginx has it; nobody reads it, metrics count i
 
 DESCRIPTION = """Semantic search and cited answers over your own documents, in any language, on a CPU.
 
-* **Search and ask**: make a collection, put documents in, search it, ask it. Queries and documents may be in different
-  languages.
-* **OpenAI's API**: `/v1/embeddings`, `/v1/models` and `/v1/chat/completions` work with OpenAI's clients; a chat *model*
-  is a collection.
+* **Search and ask**: make a collection, put documents in, search it, ask it. Queries and documents may be
+  in different languages.
+* **OpenAI's API**: `/v1/embeddings`, `/v1/models` and `/v1/chat/completions` work with OpenAI's clients;
+  a chat *model* is a collection.
 * **Text Embeddings Inference**: `/embed`, `/rerank` and `/info`.
 
-Where the server has keys, send one as `Authorization: Bearer KEY` or `x-api-key: KEY`. Every error has OpenAI's shape:
-`{"error": {"message", "type", "param", "code"}}`; 429 and 503 say in `Retry-After` when to come back. Every answer has an
-`x-request-id`."""
+Where the server has keys, send one as `Authorization: Bearer KEY` or `x-api-key: KEY`. Every error has
+OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`; 429 and 503 say in `Retry-After` when to
+come back. Every answer has an `x-request-id`."""
 
 
 def create_app(settings: Settings | None = None, *, open_store: OpenStore = backend.open_store) -> FastAPI:

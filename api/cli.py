@@ -35,13 +35,15 @@ def _options(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Search and ask your documents, in any language, on a CPU: embeddings from the state of an RNN (RWKV)."""
+    """Search and ask your documents, in any language, on a CPU, with the state of an RNN (RWKV)."""
 
 
 def main() -> None:
     """Entry point of the `rwkv-embed` script."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # results are UTF-8 whatever the locale says; undecodable names stay visible
+        if hasattr(
+            stream, "reconfigure"
+        ):  # results are UTF-8 whatever the locale says; undecodable names stay visible
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     app()
 

@@ -58,7 +58,7 @@ class SomeFilesFailed(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What an exception class means at the edges: `kind` is OpenAI's error type, `code` its machine-readable code."""
+    """What an exception class means outside: `kind` is OpenAI's error type, `code` is for programs."""
 
     status: int
     exit_code: int
@@ -103,7 +103,12 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     PermissionError: Meaning(403, 41, _INVALID, "permission_denied"),
     OSError: Meaning(503, 42, _SERVER, "io_error"),
 }
-EXPECTED = (ApiError, index.IndexerError, tensors.RWKVEmbedError, OSError)  # everything else is a fault of ours
+EXPECTED = (
+    ApiError,
+    index.IndexerError,
+    tensors.RWKVEmbedError,
+    OSError,
+)  # everything else is a fault of ours
 INTERNAL = Meaning(500, 1, _SERVER, "internal_error")
 
 

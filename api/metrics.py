@@ -11,12 +11,17 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
-            "rwkv_embed_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
+            "rwkv_embed_requests",
+            "Requests answered.",
+            ("method", "route", "status"),
+            registry=self._registry,
         )
         self.seconds = Histogram(
             "rwkv_embed_request_seconds", "Time to answer a request.", ("route",), registry=self._registry
         )
-        self.embedded = Counter("rwkv_embed_texts_embedded", "Texts embedded for requests.", registry=self._registry)
+        self.embedded = Counter(
+            "rwkv_embed_texts_embedded", "Texts embedded for requests.", registry=self._registry
+        )
         self._queue = Gauge("rwkv_embed_queue_inputs", "Inputs waiting or in work.", registry=self._registry)
 
     def watch_queue(self, load: Callable[[], int]) -> None:

@@ -27,7 +27,7 @@ _REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 
 
 class Observed:
-    """Gives each request an id (the client's own, if it is harmless), counts and times it, and answers for our faults."""
+    """An id for each request (the client's own, if harmless), its count and time, and a 500 for our faults."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -92,10 +92,13 @@ class Guarded:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
-            raise NotAuthenticated("an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+            raise NotAuthenticated(
+                "an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`"
+            )
         digest = _digest(given)
         # Every key is compared, in constant time: how long it takes tells nothing.
-        if not any([hmac.compare_digest(digest, key) for key in self._keys]):
+        known = [hmac.compare_digest(digest, key) for key in self._keys]
+        if not any(known):
             raise NotAuthenticated("this API key is not known; ask whoever runs the server for one")
         return digest.hex()
 
@@ -121,7 +124,9 @@ class Rate:
         self._counts[who] = self._counts.get(who, 0) + 1
         if self._counts[who] > self._limit:
             wait = 60 - int(now % 60)
-            raise Overloaded(f"over {self._limit} requests in this minute; try again in {wait} s", retry_after=wait)
+            raise Overloaded(
+                f"over {self._limit} requests in this minute; try again in {wait} s", retry_after=wait
+            )
 
 
 class BodyLimit:

@@ -12,7 +12,9 @@ def _well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"has half a character (a lone surrogate) at position {error.start}; send valid Unicode") from None
+        raise ValueError(
+            f"has half a character (a lone surrogate) at position {error.start}; send valid Unicode"
+        ) from None
     return text
 
 
@@ -34,7 +36,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Filter = Annotated[
     Text | JsonObject | None,
     Field(
-        description="which documents to look at: text such as `year >= 2020 and lang in (de, fr)`, or the same as JSON",
+        description="which documents to look at: `year >= 2020 and lang in (de, fr)`, or the same as JSON",
         examples=["lang in (de, fr)"],
     ),
 ]
@@ -58,10 +60,16 @@ class EmbeddingsRequest(OpenAIRequest):
         examples=[["What is a human right?", "人权是什么?"]],
     )
     model: Text = Field(description="a name of `GET /v1/models`", examples=["default"])
-    dimensions: Count | None = Field(None, description="keep this many leading dimensions, normalised again", examples=[256])
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
-    input_type: Literal["document", "query"] = Field("document", description="extension: which prompt of the model to use")
-    user: Text | None = Field(None, description="accepted and not used")
+    dimensions: Count | None = Field(
+        default=None, description="keep this many leading dimensions, normalised again", examples=[256]
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="base64: little-endian float32"
+    )
+    input_type: Literal["document", "query"] = Field(
+        default="document", description="extension: which prompt of the model to use"
+    )
+    user: Text | None = Field(default=None, description="accepted and not used")
 
 
 class ContentPart(OpenAIRequest):
@@ -75,7 +83,9 @@ class ChatMessage(OpenAIRequest):
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return (
+            self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        )
 
 
 class StreamOptions(OpenAIRequest):
@@ -84,37 +94,45 @@ class StreamOptions(OpenAIRequest):
 
 class ChatRequest(OpenAIRequest):
     model: Text = Field(
-        description="a collection, or `collection@generator` with extractive, rwkv or openai", examples=["default@extractive"]
+        description="a collection, or `collection@generator` with extractive, rwkv or openai",
+        examples=["default@extractive"],
     )
     messages: list[ChatMessage] = Field(
-        min_length=1, max_length=1000, examples=[[{"role": "user", "content": "Who has the right to education?"}]]
+        min_length=1,
+        max_length=1000,
+        examples=[[{"role": "user", "content": "Who has the right to education?"}]],
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = Field(None, description="one answer is all there is")
+    n: Literal[1] | None = Field(default=None, description="one answer is all there is")
 
 
 class Chunking(Request):
     max_tokens: Annotated[int, Field(ge=8, le=1_000_000)] = 200
     overlap_tokens: Integer = 0
     context: Literal["chunk", "document"] = Field(
-        "chunk", description="`document`: a passage's vector knows everything before it in its document"
+        default="chunk",
+        description="`document`: a passage's vector knows everything before it in its document",
     )
 
 
 class NewCollection(Request):
     name: Text = Field(description="letters, digits, `.`, `_`, `-`", examples=["handbook"])
     chunking: Chunking = Chunking()
-    metadata: JsonObject = Field({}, examples=[{"owner": "library"}])
+    metadata: JsonObject = Field(default={}, examples=[{"owner": "library"}])
 
 
 class NewDocument(Request):
     id: Text = Field(description="your own key; a document of that id is replaced", examples=["udhr/en#26"])
     text: Text = Field(examples=["Everyone has the right to education."])
-    title: Text | None = Field(None, examples=["Article 26"])
-    uri: Text | None = Field(None, description="shown with results; never fetched", examples=["https://un.org/udhr"])
-    language: Text | None = Field(None, description="ISO 639 code; identified when missing", examples=["en"])
-    metadata: JsonObject = Field({}, examples=[{"year": 1948}])
+    title: Text | None = Field(default=None, examples=["Article 26"])
+    uri: Text | None = Field(
+        default=None, description="shown with results; never fetched", examples=["https://un.org/udhr"]
+    )
+    language: Text | None = Field(
+        default=None, description="ISO 639 code; identified when missing", examples=["en"]
+    )
+    metadata: JsonObject = Field(default={}, examples=[{"year": 1948}])
 
 
 class Documents(Request):
@@ -133,14 +151,20 @@ class SearchRequest(Request):
     query: Text = Field(description="in any language", examples=["right to schooling"])
     top_k: Count = 10
     offset: Integer = 0
-    mode: Literal["dense", "lexical", "hybrid"] = Field("hybrid", description="by meaning, by words, or both")
+    mode: Literal["dense", "lexical", "hybrid"] = Field(
+        default="hybrid", description="by meaning, by words, or both"
+    )
     where: Filter = None
-    group_by: Literal["chunk", "document"] = Field("chunk", description="one result per passage or per document")
+    group_by: Literal["chunk", "document"] = Field(
+        default="chunk", description="one result per passage or per document"
+    )
     score_threshold: Finite | None = None
-    mmr_lambda: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="1: relevance only, 0: diversity only")
+    mmr_lambda: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="1: relevance only, 0: diversity only"
+    )
     rerank: bool = False
-    explain: bool = Field(False, description="say where each hit came from")
-    exact: bool = Field(False, description="compare with every vector")
+    explain: bool = Field(default=False, description="say where each hit came from")
+    exact: bool = Field(default=False, description="compare with every vector")
 
 
 class Turn(Request):
@@ -150,24 +174,32 @@ class Turn(Request):
 
 class AskRequest(Request):
     question: Text = Field(description="in any language", examples=["Who has the right to education?"])
-    generator: Text | None = Field(None, description="one the server has, such as extractive; its default when missing")
-    history: list[Turn] = Field([], max_length=1000, description="the conversation before the question")
-    top_k: Count = Field(DEFAULT_TOP_K, description="how many passages to read")
+    generator: Text | None = Field(
+        default=None, description="one the server has, such as extractive; its default when missing"
+    )
+    history: list[Turn] = Field(
+        default=[], max_length=1000, description="the conversation before the question"
+    )
+    top_k: Count = Field(default=DEFAULT_TOP_K, description="how many passages to read")
     where: Filter = None
-    stream: bool = Field(False, description="answer as server-sent events: `token` …, then `answer` (or `error`)")
+    stream: bool = Field(
+        default=False, description="answer as server-sent events: `token` …, then `answer` (or `error`)"
+    )
 
 
 class EmbedRequest(OpenAIRequest):
     inputs: Text | list[Text] = Field(examples=[["What is a human right?"]])
-    normalize: Literal[True] = Field(True, description="vectors always have length 1")
-    truncate: bool = Field(False, description="accepted; an RNN has no longest input")
+    normalize: Literal[True] = Field(default=True, description="vectors always have length 1")
+    truncate: bool = Field(default=False, description="accepted; an RNN has no longest input")
     dimensions: Count | None = None
 
 
 class RerankRequest(OpenAIRequest):
     query: Text = Field(examples=["right to schooling"])
-    texts: list[Text] = Field(min_length=1, examples=[["Everyone has the right to education.", "Bread recipe"]])
-    raw_scores: bool = Field(False, description="accepted; scores always are cosine similarities")
+    texts: list[Text] = Field(
+        min_length=1, examples=[["Everyone has the right to education.", "Bread recipe"]]
+    )
+    raw_scores: bool = Field(default=False, description="accepted; scores always are cosine similarities")
     return_text: bool = False
 
 

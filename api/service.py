@@ -1,4 +1,4 @@
-"""One server's belongings: settings, store, workers, metrics. Routes get it by dependency; nothing is global."""
+"""One server's belongings: settings, store, workers, metrics. Routes get it by dependency: no globals."""
 
 from __future__ import annotations
 
@@ -51,8 +51,12 @@ class Service:
         self._generators: dict[str, Generator] = {}
         self._generators_lock = threading.Lock()
         self._batchers = {
-            "document": Batcher(self.workers, lambda texts: self.embedder.encode_document(texts), settings.batch_inputs),
-            "query": Batcher(self.workers, lambda texts: self.embedder.encode_query(texts), settings.batch_inputs),
+            "document": Batcher(
+                self.workers, lambda texts: self.embedder.encode_document(texts), settings.batch_inputs
+            ),
+            "query": Batcher(
+                self.workers, lambda texts: self.embedder.encode_query(texts), settings.batch_inputs
+            ),
         }
 
     async def start(self) -> None:
@@ -78,7 +82,9 @@ class Service:
         if self._failure is not None:
             raise NotReady(f"the server could not start: {sentence(self._failure)}")
         if self._embedder is None:
-            raise NotReady(f"the model is still loading; try again in {START_SECONDS} s", retry_after=START_SECONDS)
+            raise NotReady(
+                f"the model is still loading; try again in {START_SECONDS} s", retry_after=START_SECONDS
+            )
 
     @property
     def store(self) -> Store:
@@ -109,17 +115,22 @@ class Service:
         name = name or next(iter(self._specifications))
         if name not in self._specifications:
             raise ModelNotServed(
-                f"generator {name!r} is not served here; there is: {', '.join(self._specifications)}", param="generator"
+                f"generator {name!r} is not served here; there is: {', '.join(self._specifications)}",
+                param="generator",
             )
         with self._generators_lock:
             if name not in self._generators:
                 self._generators[name] = make_generator(self._specifications[name])
             return self._generators[name]
 
-    async def use(self, request: Request, collection: str, work: Callable[[Collection], T], *, inputs: int = 1) -> T:
+    async def use(
+        self, request: Request, collection: str, work: Callable[[Collection], T], *, inputs: int = 1
+    ) -> T:
         """`work(collection)` in a thread; given up when the client goes before it has started."""
         store = self.store
-        return await while_connected(request, self.workers.run(lambda: work(store.collection(collection)), inputs=inputs))
+        return await while_connected(
+            request, self.workers.run(lambda: work(store.collection(collection)), inputs=inputs)
+        )
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

@@ -1,4 +1,4 @@
-"""The indexer's values as JSON: the shapes that scripts and clients rely on, for the terminal and HTTP alike."""
+"""The indexer's values as JSON: shapes that scripts and clients rely on, the same in terminal and HTTP."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def report(done: IngestReport) -> dict[str, Any]:
 
 
 def collection(info: Any) -> dict[str, Any]:
-    """CollectionInfo -> {"name", "model", "dim", "documents", "chunks", "chunking", "metadata", "created_at"}."""
+    """CollectionInfo -> {"name", "model", "dim", "documents", "chunks", "chunking", "metadata", …}."""
     return {
         "object": "collection",
         "name": info.name,

@@ -1,4 +1,4 @@
-"""What all commands share: options, the two consoles, JSON, progress, and errors as sentences with exit codes.
+"""What all commands share: options, two consoles, JSON, progress, errors as sentences with exit codes.
 
 Results go to stdout; progress, notes and errors go to stderr, so that a pipe gets results only.
 """
@@ -38,7 +38,9 @@ StoreOption = Annotated[
 ]
 CollectionOption = Annotated[
     str,
-    typer.Option("--collection", "-c", metavar="NAME", envvar="RWKV_EMBED_COLLECTION", help="The collection."),
+    typer.Option(
+        "--collection", "-c", metavar="NAME", envvar="RWKV_EMBED_COLLECTION", help="The collection."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -52,7 +54,9 @@ ModelOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="FILTER", help="Only documents that match: 'year >= 2020 and lang in (de, fr)'."),
+    typer.Option(
+        "--where", metavar="FILTER", help="Only documents that match: 'year >= 2020 and lang in (de, fr)'."
+    ),
 ]
 DEFAULT_COLLECTION = "default"
 CTRL_C, SIGPIPE = 130, 141
@@ -90,7 +94,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Text of documents cannot move the cursor, ring, or recolour the terminal: control characters become �."""
+    """A document's text cannot move the cursor, ring, or recolour the terminal: controls become �."""
     return _CONTROLS.sub("�", text)
 
 
@@ -139,7 +143,9 @@ def opened(location: str | None, model: str | None = None, *, create: bool = Fal
 
 
 @contextmanager
-def collection(location: str | None, name: str, model: str | None = None, *, create: bool = False) -> Iterator[Collection]:
+def collection(
+    location: str | None, name: str, model: str | None = None, *, create: bool = False
+) -> Iterator[Collection]:
     """One collection of the store. `create` makes both when they are missing."""
     with opened(location, model, create=create) as store:
         yield store.collection_or_create(name) if create else store.collection(name)
@@ -205,7 +211,9 @@ def _utf8(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{source}: not UTF-8 text (byte {error.start}); convert it with iconv first") from None
+        raise InvalidRequest(
+            f"{source}: not UTF-8 text (byte {error.start}); convert it with iconv first"
+        ) from None
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -19,14 +19,17 @@ def draw(collection: Collection, limit: int) -> dict[str, Any]:
 
     from indexer.db.tables import ChunkRow, DocumentRow
 
-    columns = (
-        ChunkRow.id, DocumentRow.external_id, DocumentRow.title, ChunkRow.language, ChunkRow.text, ChunkRow.vector
-    )  # fmt: skip
+    document = (DocumentRow.external_id, DocumentRow.title)
+    columns = (ChunkRow.id, *document, ChunkRow.language, ChunkRow.text, ChunkRow.vector)
     with collection.session() as session:
         mine = ChunkRow.collection_id == collection.id
         ids = session.scalars(select(ChunkRow.id).where(mine).order_by(ChunkRow.id)).all()
         chosen = [ids[place] for place in np.linspace(0, len(ids) - 1, min(limit, len(ids))).astype(int)]
-        query = select(*columns).join(DocumentRow, DocumentRow.id == ChunkRow.document_id).where(ChunkRow.id.in_(chosen))
+        query = (
+            select(*columns)
+            .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
+            .where(ChunkRow.id.in_(chosen))
+        )
         rows = session.execute(query).all()
     vectors = np.array([np.frombuffer(row.vector, "<f2") for row in rows], np.float32)
     points = [

@@ -1,7 +1,7 @@
-"""The work that does not belong on the event loop: a bounded pool of threads, and batching of embedding requests.
+"""The work that does not belong on the event loop: a bounded pool of threads, batching of embedding requests.
 
-The bound counts inputs, not requests: a request of 500 texts takes 500 places, so that many small requests and
-one big one are treated alike. What finds no place is refused at once with Overloaded; nothing waits unseen.
+The bound counts inputs, not requests: a request of 500 texts takes 500 places, so that many small requests
+and one big one are treated alike. What finds no place is refused at once; nothing waits unseen.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Workers:
     def places(self, inputs: int) -> Iterator[None]:
         """Hold places in the queue; Overloaded when there are not enough.
 
-        A request larger than the whole queue is let in when nothing else is there: it could never run otherwise.
+        A request larger than the whole queue is let in when it is alone: it could never run otherwise.
         """
         if self.load and self.load + inputs > self.limit:
             raise Overloaded(
-                f"the server is busy with {self.load} inputs, {inputs} more would be over its limit of {self.limit}; "
-                f"try again in {RETRY_SECONDS} s",
+                f"the server is busy with {self.load} inputs, {inputs} more are over its limit of "
+                f"{self.limit}; try again in {RETRY_SECONDS} s",
                 retry_after=RETRY_SECONDS,
             )
         self.load += inputs
@@ -71,8 +71,12 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def stream(self, produce: Callable[[], Iterable[T]]) -> AsyncGenerator[T, None]:
-        """The items of `produce()`, made in one thread. When the reader leaves, the thread stops at the next item."""
-        loop, items, stop = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, T | None]](), threading.Event()
+        """The items of `produce()`, made in one thread, which stops when the reader leaves."""
+        loop, items, stop = (
+            asyncio.get_running_loop(),
+            asyncio.Queue[tuple[bool, T | None]](),
+            threading.Event(),
+        )
 
         def put(more: bool, item: T | None) -> None:
             loop.call_soon_threadsafe(items.put_nowait, (more, item))
@@ -125,11 +129,13 @@ _Share = tuple[_Job, int, int]  # texts[start:end] of a request
 class Batcher:
     """Dynamic batching: whenever the model is free, it gets up to `size` texts from all waiting requests.
 
-    Nobody waits for a batch to fill. Requests take turns, so that a short one is not stuck behind a long one, and
-    the texts of a request that was cancelled are not embedded.
+    Nobody waits for a batch to fill. Requests take turns, so that a short one is not stuck behind a long one,
+    and the texts of a request that was cancelled are not embedded.
     """
 
-    def __init__(self, workers: Workers, encode: Callable[[list[str]], NDArray[np.float32]], size: int) -> None:
+    def __init__(
+        self, workers: Workers, encode: Callable[[list[str]], NDArray[np.float32]], size: int
+    ) -> None:
         self._workers, self._encode, self._size = workers, encode, size
         self._jobs: deque[_Job] = deque()
         self._running: asyncio.Task[None] | None = None
@@ -147,7 +153,9 @@ class Batcher:
         try:
             while shares := self._take():
                 try:
-                    vectors = await self._embed([text for job, start, end in shares for text in job.texts[start:end]])
+                    vectors = await self._embed(
+                        [text for job, start, end in shares for text in job.texts[start:end]]
+                    )
                 except Exception as error:
                     await self._separately(shares, error)
                 else:

@@ -39,14 +39,17 @@ def register(app: typer.Typer) -> None:
 def ask(
     question: Annotated[str | None, typer.Argument(help="The question, in any language.")] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="A conversation: later questions may refer to earlier ones.")
+        bool,
+        typer.Option(
+            "--interactive", "-i", help="A conversation: later questions may refer to earlier ones."
+        ),
     ] = False,
     generator: Annotated[
         str,
         typer.Option(
             metavar="KIND[:NAME]",
-            help="Who writes: extractive (quotes, needs no language model), rwkv:PATH (an RWKV language model) or "
-            "openai:MODEL (a server that speaks OpenAI's API; OPENAI_BASE_URL and OPENAI_API_KEY say which).",
+            help="Who writes: extractive (quotes, needs no language model), rwkv:PATH (a language model) "
+            "or openai:MODEL (a server with OpenAI's API; OPENAI_BASE_URL and OPENAI_API_KEY say which).",
         ),
     ] = "extractive",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many passages to read.")] = 8,
@@ -62,7 +65,7 @@ def ask(
     from indexer.answers import make_generator
 
     with collection(store, name, model) as chosen:
-        options = {"generator": make_generator(generator), "top_k": top_k, "where": where}
+        options: dict[str, Any] = {"generator": make_generator(generator), "top_k": top_k, "where": where}
         if question is None:
             _converse(chosen, options)
         elif as_json:
@@ -101,7 +104,7 @@ def _sources(citations: Sequence[Citation]) -> None:
 def _converse(chosen: Collection, options: dict[str, Any]) -> None:
     from indexer.types import Message
 
-    note("Ask away. /sources shows where the last answer comes from, /new forgets the conversation, Ctrl-D ends it.")
+    note("Ask away. /sources shows where the last answer comes from, /new starts afresh, Ctrl-D ends.")
     history: list[Message] = []
     citations: Sequence[Citation] = ()
     while (line := _question()) is not None:

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from indexer.types import IngestReport
 
 DocumentId = Annotated[str, typer.Argument(metavar="ID", help="The document's id.")]
-TextArgument = Annotated[str | None, typer.Argument(metavar="[TEXT|-]", help="The text; from stdin if not given or '-'.")]
-FileOption = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the text from this file.")]
+TextArgument = Annotated[
+    str | None, typer.Argument(metavar="[TEXT|-]", help="The text; from stdin if not given or '-'.")
+]
+FileOption = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Read the text from this file.")
+]
 MetadataOption = Annotated[
     str | None, typer.Option("--metadata", metavar="JSON", help="A JSON object to store with each document.")
 ]
@@ -57,18 +61,20 @@ def index(
         bool, typer.Option("--delete-missing", help="Forget documents of these folders whose file is gone.")
     ] = False,
     include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="GLOB", help="Only files like this; may be repeated.")
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only files like this; may be repeated."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No files like this; may be repeated.")
+        list[str] | None,
+        typer.Option("--exclude", metavar="GLOB", help="No files like this; may be repeated."),
     ] = None,
     metadata: MetadataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read files and folders into a collection, and keep it up to date: what has not changed costs nothing.
 
-    Text, Markdown, HTML, PDF, Word, PowerPoint, Excel, EPUB, CSV, JSON lines, mail and source code are understood.
-    A file that cannot be read is reported and does not stop the others (exit code 8).
+    Text, Markdown, HTML, PDF, Word, PowerPoint, Excel, EPUB, CSV, JSON lines, mail and source code are
+    understood. A file that cannot be read is reported and does not stop the others (exit code 8).
     """
     extra = json_object("--metadata", metadata)
     with collection(store, name, model, create=True) as chosen, progress("Indexing", "files") as advance:
@@ -129,16 +135,22 @@ def _tell(done: IngestReport, as_json: bool) -> None:
     if as_json:
         say_json(shapes.report(done))
     else:
-        counts = f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {done.deleted} deleted"
+        counts = (
+            f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {done.deleted} deleted"
+        )
         say(f"{counts} ({done.chunks_embedded} passages embedded)")
         for failure in done.failed:
             note(f"{failure['path']}: {failure['reason']}")
     if done.failed:
-        raise SomeFilesFailed(f"{len(done.failed)} of the files could not be read; everything else is indexed")
+        raise SomeFilesFailed(
+            f"{len(done.failed)} of the files could not be read; everything else is indexed"
+        )
 
 
 def list_documents(
-    collections: Annotated[bool, typer.Option("--collections", help="The store's collections instead.")] = False,
+    collections: Annotated[
+        bool, typer.Option("--collections", help="The store's collections instead.")
+    ] = False,
     where: WhereOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 100,
     offset: Annotated[int, typer.Option("--offset", min=0, help="How many to pass over.")] = 0,
@@ -190,11 +202,15 @@ def show(
 
 
 def delete(
-    document_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")] = None,
+    document_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")
+    ] = None,
     whole: Annotated[
         bool, typer.Option("--whole-collection", help="Delete the collection with all its documents.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting a collection.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before deleting a collection.")
+    ] = False,
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
@@ -206,7 +222,9 @@ def delete(
         with opened(store) as chosen:
             documents = chosen.collection(name).count()
             if not yes:
-                typer.confirm(f"Delete the collection {name!r} with its {documents} documents?", abort=True, err=True)
+                typer.confirm(
+                    f"Delete the collection {name!r} with its {documents} documents?", abort=True, err=True
+                )
             chosen.delete_collection(name)
         deleted = documents
     else:

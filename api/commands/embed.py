@@ -34,27 +34,34 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; from stdin, one a line, if not given.")
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; from stdin, one a line, if not given."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read texts from it, one a line.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Read texts from it, one a line.")
+    ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="The input is one text, not one a line.")] = False,
     kind: Annotated[Kind, typer.Option(help="What the texts are.")] = Kind.document,
     dim: Annotated[
-        int | None, typer.Option("--dim", min=1, help="Keep this many dimensions (64, 128 and 256 were trained for).")
+        int | None,
+        typer.Option("--dim", min=1, help="Keep this many dimensions (64, 128 and 256 were trained for)."),
     ] = None,
     npy: Annotated[
-        Path | None, typer.Option("--npy", metavar="FILE", help="Write a NumPy array (texts, dim) of float32 instead.")
+        Path | None,
+        typer.Option("--npy", metavar="FILE", help="Write a NumPy array (texts, dim) of float32 instead."),
     ] = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the vectors of texts, one JSON object a line: {"text", "embedding"}. --json: all in one object."""
+    """Print the vectors of texts, one a line: {"text", "embedding"}; with --json all in one object."""
     from rwkv_embed import Embedder
 
     inputs = _inputs(texts, file, whole)
     embedder = Embedder(model)
     if dim is not None and dim > embedder.dim:
-        raise InvalidRequest(f"--dim {dim}: {embedder.model_id} has {embedder.dim} dimensions; ask for at most that")
+        raise InvalidRequest(
+            f"--dim {dim}: {embedder.model_id} has {embedder.dim} dimensions; ask for at most that"
+        )
     with progress("Embedding", "texts") as advance:
         batches = _batches(embedder, inputs, kind, dim, advance)
         if npy is not None:

@@ -10,7 +10,10 @@ import typer
 from api.terminal import JsonOption, say, say_json, table
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="NAME|PATH", help="A file, a folder, or a Hugging Face name ORG/REPO[:FILE][@REVISION].")
+    str,
+    typer.Argument(
+        metavar="NAME|PATH", help="A file, a folder, or a Hugging Face name ORG/REPO[:FILE][@REVISION]."
+    ),
 ]
 
 

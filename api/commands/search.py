@@ -47,15 +47,25 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for, in any language.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many results.")] = 10,
     offset: Annotated[int, typer.Option("--offset", min=0, help="How many results to pass over.")] = 0,
-    mode: Annotated[Mode, typer.Option(help="By meaning (dense), by words (lexical), or both.")] = Mode.hybrid,
+    mode: Annotated[
+        Mode, typer.Option(help="By meaning (dense), by words (lexical), or both.")
+    ] = Mode.hybrid,
     where: WhereOption = None,
-    group_by: Annotated[GroupBy, typer.Option(help="One result per passage or per document.")] = GroupBy.chunk,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="No results that score less.")] = None,
+    group_by: Annotated[
+        GroupBy, typer.Option(help="One result per passage or per document.")
+    ] = GroupBy.chunk,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="No results that score less.")
+    ] = None,
     mmr: Annotated[
         float | None,
-        typer.Option("--mmr", min=0, max=1, help="Avoid results alike: 1 is relevance only, 0 diversity only."),
+        typer.Option(
+            "--mmr", min=0, max=1, help="Avoid results alike: 1 is relevance only, 0 diversity only."
+        ),
     ] = None,
-    rerank: Annotated[bool, typer.Option("--rerank", help="Score the best candidates once more, slower.")] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Score the best candidates once more, slower.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say where each result came from.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector.")] = False,
     store: StoreOption = None,

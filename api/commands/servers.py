@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +17,12 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    host: Annotated[str, typer.Option(envvar="RWKV_EMBED_HOST", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="RWKV_EMBED_PORT", min=0, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(envvar="RWKV_EMBED_HOST", help="Address to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="RWKV_EMBED_PORT", min=0, max=65535, help="Port to listen on.")
+    ] = 8000,
     store: StoreOption = None,
     model: ModelOption = None,
 ) -> None:
@@ -32,7 +36,7 @@ def serve(
     from api.app import create_app
     from api.settings import Settings
 
-    given = {"store": store, "model": model}
+    given: dict[str, Any] = {"store": store, "model": model}
     try:
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -41,7 +45,9 @@ def serve(
         raise InvalidRequest(f"{variable}: {wrong['msg']}; the value is {wrong['input']!r}") from None
     if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         note(f"Warning: whoever reaches {host} can read and change the store; set RWKV_EMBED_API_KEYS.")
-    note(f"Store {settings.store}; search page http://{host}:{port}/, API description http://{host}:{port}/docs")
+    note(
+        f"Store {settings.store}; search page http://{host}:{port}/, API description http://{host}:{port}/docs"
+    )
     uvicorn.run(
         create_app(settings),
         host=host,

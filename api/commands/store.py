@@ -55,14 +55,18 @@ def _print(result: Any, as_json: bool) -> None:
     if as_json:
         say_json(facts)
     elif isinstance(facts, Mapping):
-        table(("", ""), [(key, value if isinstance(value, str) else shapes.dumps(value)) for key, value in facts.items()])
+        table(
+            ("", ""),
+            [(key, value if isinstance(value, str) else shapes.dumps(value)) for key, value in facts.items()],
+        )
     elif facts is not None:
         say(printable(shapes.dumps(facts)))
 
 
 def stats(
     recall: Annotated[
-        bool, typer.Option("--recall", help="Also measure how much the index finds of what exact search finds.")
+        bool,
+        typer.Option("--recall", help="Also measure how much the index finds of what exact search finds."),
     ] = False,
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
@@ -74,7 +78,9 @@ def stats(
 
 
 def verify(
-    sample: Annotated[int, typer.Option("--sample", min=0, help="How many passages to embed again and compare.")] = 100,
+    sample: Annotated[
+        int, typer.Option("--sample", min=0, help="How many passages to embed again and compare.")
+    ] = 100,
     store: StoreOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -122,11 +128,15 @@ def restore(
 
 
 def export(
-    path: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to write; to stdout if not given.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write; to stdout if not given.")
+    ] = None,
     where: WhereOption = None,
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
-    as_json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the output always is JSON lines.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Accepted for symmetry: the output always is JSON lines.")
+    ] = False,
 ) -> None:
     """Write the documents of a collection as JSON lines: id, text, title, uri, language, metadata."""
     with collection(store, name) as chosen, progress("Exporting") as advance:
@@ -150,7 +160,9 @@ def _documents(chosen: Collection, where: str | None, advance: Any) -> Iterator[
 
 
 def import_documents(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines with id and text, as `export` writes them.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines with id and text, as `export` writes them.")
+    ],
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
     model: ModelOption = None,
@@ -162,7 +174,10 @@ def import_documents(
         collection(store, name, model, create=True) as chosen,
         progress("Importing") as advance,
     ):
-        done = chosen.upsert((_document(line, number) for number, line in enumerate(stream, 1) if line.strip()), progress=advance)
+        done = chosen.upsert(
+            (_document(line, number) for number, line in enumerate(stream, 1) if line.strip()),
+            progress=advance,
+        )
     if as_json:
         say_json(shapes.report(done))
     else:
@@ -178,5 +193,5 @@ def _document(line: str, number: int) -> Document:
         return Document(str(value["id"]), str(value["text"]), **fields, metadata=value.get("metadata") or {})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InvalidRequest(
-            f'line {number}: a JSON object with "id" and "text" is needed, not {line.strip()[:60]!r} ({error})'
+            f'line {number}: an object with "id" and "text" is needed, not {line.strip()[:60]!r} ({error})'
         ) from None

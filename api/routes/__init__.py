@@ -1,1 +1,1 @@
-"""HTTP routes, one router per resource. Each parses, calls the indexer in a worker thread, and shapes the answer."""
+"""HTTP routes, one router per resource: parse, call the indexer in a worker thread, shape the answer."""

@@ -29,10 +29,11 @@ EVENT_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx
 
 @router.post("/v1/collections/{collection}/ask", tags=["search"], summary="Ask")
 async def ask(request: Request, collection: str, asked: AskRequest, service: ServiceDependency) -> Response:
-    """An answer whose [n] marks are `citations`: verbatim quotes with their place. `abstained` when the collection is silent.
+    """An answer whose [n] marks are `citations`: verbatim quotes with their place. `abstained`: the
+    collection does not say.
 
-    With `stream` (or `Accept: text/event-stream`): events `token` `{"text"}` as the answer is written, at the end one
-    `answer` as without streaming, or one `error`.
+    With `stream` (or `Accept: text/event-stream`): events `token` `{"text"}` as the answer is written, at the
+    end one `answer` as without streaming, or one `error`.
     """
     question = _Question(asked.question, asked.generator, _turns(asked.history), asked.top_k, asked.where)
     if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
@@ -67,8 +68,10 @@ def _turns(messages: Iterable[Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content) for turn in messages)
 
 
-async def _begin(service: Service, collection: str, question: _Question) -> AsyncGenerator[str | Answer, None]:
-    """Start an answer and wait for its first piece, so that what is wrong from the start is an ordinary error."""
+async def _begin(
+    service: Service, collection: str, question: _Question
+) -> AsyncGenerator[str | Answer, None]:
+    """Start an answer and wait for its first piece: what is wrong from the start is an ordinary error."""
     store = service.store
 
     def produce() -> Iterable[str | Answer]:
@@ -91,7 +94,9 @@ async def _events(pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[s
     try:
         async with aclosing(pieces):
             async for piece in pieces:
-                if piece == "":  # the generator is still reading: a comment finds out whether the client is there
+                if (
+                    piece == ""
+                ):  # the generator is still reading: a comment finds out whether the client is there
                     yield ":\n\n"
                 elif isinstance(piece, str):
                     yield f"event: token\ndata: {shapes.dumps({'text': piece})}\n\n"
@@ -104,8 +109,8 @@ async def _events(pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[s
 @router.post("/v1/chat/completions", tags=["OpenAI"], summary="Cited answers in OpenAI's shape")
 async def chat(request: Request, asked: ChatRequest, service: ServiceDependency) -> Response:
     """The last message is the question, those before it the conversation. `model` is a collection, or
-    `collection@generator`. The content ends with footnotes; `citations` and `abstained` are extensions of the reply (of
-    the last chunk, when streamed). `usage` counts tokens of the embedding model.
+    `collection@generator`. The content ends with footnotes; `citations` and `abstained` are extensions of the
+    reply (of the last chunk, when streamed). `usage` counts tokens of the embedding model.
     """
     collection, _, generator = asked.model.partition("@")
     last = asked.messages[-1]
@@ -117,10 +122,16 @@ async def chat(request: Request, asked: ChatRequest, service: ServiceDependency)
     try:
         if asked.stream:
             pieces = await _begin(service, collection, question)
-            return StreamingResponse(reply.chunks(pieces), media_type="text/event-stream", headers=EVENT_STREAM)
-        answer = await service.use(request, collection, lambda chosen: chosen.ask(**question.options(service)))
+            return StreamingResponse(
+                reply.chunks(pieces), media_type="text/event-stream", headers=EVENT_STREAM
+            )
+        answer = await service.use(
+            request, collection, lambda chosen: chosen.ask(**question.options(service))
+        )
     except CollectionNotFound as error:
-        raise ModelNotServed(f"{error}; a chat model here is a collection, or collection@generator", param="model") from None
+        raise ModelNotServed(
+            f"{error}; a chat model here is a collection, or collection@generator", param="model"
+        ) from None
     return json_response(await reply.whole(answer))
 
 
@@ -154,7 +165,7 @@ class _Reply:
                 async for piece in pieces:
                     text = piece if isinstance(piece, str) else footnotes(piece.citations)
                     written.append(text)
-                    # an empty piece: the generator is still reading; a comment finds out whether the client is there
+                    # empty: the generator is still reading; a comment finds out whether the client is there
                     yield self._chunk({"content": text}) if text else ":\n\n"
                     if not isinstance(piece, str):
                         yield self._chunk({}, finish="stop", extra=_extensions(piece))
@@ -165,7 +176,9 @@ class _Reply:
             yield _data(body(error))
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None, extra: dict[str, Any] | None = None) -> str:
+    def _chunk(
+        self, delta: dict[str, Any], finish: str | None = None, extra: dict[str, Any] | None = None
+    ) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _data({**self._head, "object": "chat.completion.chunk", "choices": [choice], **(extra or {})})
 
@@ -181,13 +194,18 @@ def _data(value: dict[str, Any]) -> str:
 
 
 def _extensions(answer: Answer) -> dict[str, Any]:
-    return {"citations": [shapes.citation(cited) for cited in answer.citations], "abstained": answer.abstained}
+    return {
+        "citations": [shapes.citation(cited) for cited in answer.citations],
+        "abstained": answer.abstained,
+    }
 
 
 def footnotes(citations: Sequence[Citation]) -> str:
     """`[1] title, uri` lines under an answer, for clients that show text only."""
     lines = [
-        f"[{cited.n}] {cited.title}, {cited.uri or cited.document_id}" if cited.title else f"[{cited.n}] {cited.uri or cited.document_id}"
+        f"[{cited.n}] {cited.title}, {cited.uri or cited.document_id}"
+        if cited.title
+        else f"[{cited.n}] {cited.uri or cited.document_id}"
         for cited in citations
     ]
     return "\n\n" + "\n".join(lines) if lines else ""

@@ -33,11 +33,15 @@ async def create_collection(request: Request, asked: NewCollection, service: Ser
 @router.get("/{collection}", summary="One collection")
 async def get_collection(request: Request, collection: str, service: ServiceDependency) -> Response:
     """Its model, chunking and sizes."""
-    return json_response(await service.use(request, collection, lambda chosen: shapes.collection(chosen.info)))
+    return json_response(
+        await service.use(request, collection, lambda chosen: shapes.collection(chosen.info))
+    )
 
 
 @router.get("/{collection}/stats", summary="Index, sizes and recall of a collection")
-async def stats(request: Request, collection: str, service: ServiceDependency, recall: bool = False) -> Response:
+async def stats(
+    request: Request, collection: str, service: ServiceDependency, recall: bool = False
+) -> Response:
     """Which index is used and why; with `recall`, how much of what exact search finds it finds."""
     return json_response(await service.use(request, collection, lambda chosen: chosen.stats(recall=recall)))
 

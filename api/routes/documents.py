@@ -27,23 +27,25 @@ COPY_BYTES = 1 << 20
 
 
 @router.post("", summary="Put documents in")
-async def upsert(
-    request: Request, collection: str, asked: OneOrMany, service: ServiceDependency
-) -> Response:
-    """One document, a list, or `{"documents": [...]}`. Documents of known ids are replaced; unchanged ones cost nothing."""
+async def upsert(request: Request, collection: str, asked: OneOrMany, service: ServiceDependency) -> Response:
+    """One document, a list, or `{"documents": [...]}`. Known ids are replaced, at no cost if unchanged."""
     from indexer.types import Document
 
     check_count(service, len(asked.documents), "documents")
     documents = [Document(**document.model_dump()) for document in asked.documents]
-    done = await service.use(request, collection, lambda chosen: chosen.upsert(documents), inputs=len(documents))
+    done = await service.use(
+        request, collection, lambda chosen: chosen.upsert(documents), inputs=len(documents)
+    )
     return json_response(shapes.report(done))
 
 
 @router.post("/upload", summary="Upload files")
-async def upload(request: Request, collection: str, files: list[UploadFile], service: ServiceDependency) -> Response:
-    """Multipart form, field `files`: text, Markdown, HTML, PDF, Word, CSV and so on. A document's id is the file's name.
+async def upload(
+    request: Request, collection: str, files: list[UploadFile], service: ServiceDependency
+) -> Response:
+    """Multipart form, field `files`: text, Markdown, HTML, PDF, Word, CSV and so on.
 
-    A file that cannot be read is in `failed`; the others are taken.
+    A document's id is the file's name. A file that cannot be read is in `failed`; the others are taken.
     """
     check_count(service, len(files), "files")
     with tempfile.TemporaryDirectory(prefix="rwkv-embed-") as folder:
@@ -57,10 +59,14 @@ async def _save(file: UploadFile, folder: Path) -> Path:
     name = PureWindowsPath(PurePosixPath(file.filename or "").name).name
     name = "".join(character for character in name if character.isprintable())[-200:]
     if not name.strip(". "):
-        raise InvalidRequest(f"the file name {file.filename!r} has no last part; name the file", param="files")
+        raise InvalidRequest(
+            f"the file name {file.filename!r} has no last part; name the file", param="files"
+        )
     path = folder / name
     if path.exists():
-        raise InvalidRequest(f"two files are called {name!r}; their names are the ids, so they must differ", param="files")
+        raise InvalidRequest(
+            f"two files are called {name!r}; their names are the ids, so they must differ", param="files"
+        )
     with path.open("wb") as stream:
         while block := await file.read(COPY_BYTES):
             stream.write(block)
@@ -102,13 +108,19 @@ async def list_documents(
 
 
 @router.post("/delete", summary="Delete several documents")
-async def delete_many(request: Request, collection: str, asked: DocumentIds, service: ServiceDependency) -> Response:
+async def delete_many(
+    request: Request, collection: str, asked: DocumentIds, service: ServiceDependency
+) -> Response:
     """`deleted` counts those that were there."""
-    return json_response({"deleted": await service.use(request, collection, lambda chosen: chosen.delete(asked.ids))})
+    return json_response(
+        {"deleted": await service.use(request, collection, lambda chosen: chosen.delete(asked.ids))}
+    )
 
 
 @router.get("/{document_id:path}", summary="Read a document")
-async def get_document(request: Request, collection: str, document_id: str, service: ServiceDependency) -> Response:
+async def get_document(
+    request: Request, collection: str, document_id: str, service: ServiceDependency
+) -> Response:
     """With its text and its passages. Encode `?`, `#` and `%` of the id; slashes may stay."""
     return json_response(await service.use(request, collection, lambda chosen: chosen.get(document_id)))
 
@@ -123,7 +135,9 @@ async def append(
 
 
 @router.delete("/{document_id:path}", summary="Delete a document")
-async def delete_document(request: Request, collection: str, document_id: str, service: ServiceDependency) -> Response:
+async def delete_document(
+    request: Request, collection: str, document_id: str, service: ServiceDependency
+) -> Response:
     """404 when it is not there."""
 
     def work(chosen: Collection) -> int:

@@ -21,7 +21,9 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
 @router.post("/embeddings", summary="Texts to vectors")
-async def create_embeddings(request: Request, asked: EmbeddingsRequest, service: ServiceDependency) -> Response:
+async def create_embeddings(
+    request: Request, asked: EmbeddingsRequest, service: ServiceDependency
+) -> Response:
     """Takes and gives what OpenAI's endpoint does. `usage` counts the tokens that the model reads."""
     check_model(service, asked.model)
     check_dimensions(service, asked.dimensions, "dimensions")
@@ -57,7 +59,10 @@ def check_model(service: Service, name: str) -> None:
 def check_dimensions(service: Service, dimensions: int | None, param: str) -> None:
     dim = service.embedder.dim
     if dimensions is not None and dimensions > dim:
-        raise InvalidRequest(f"{param} is {dimensions}, but {service.embedder.model_id} has {dim}; ask for 1 to {dim}", param=param)
+        raise InvalidRequest(
+            f"{param} is {dimensions}, but {service.embedder.model_id} has {dim}; ask for 1 to {dim}",
+            param=param,
+        )
 
 
 def check_count(service: Service, count: int, param: str) -> None:
@@ -71,9 +76,11 @@ def as_texts(service: Service, given: str | Sequence[Any]) -> list[str]:
     if isinstance(given, str):
         texts = [given]
     elif given and isinstance(given[0], int):
-        texts = [_decode(service, given, 0)]
+        texts = [_decode(service, [int(token) for token in given], 0)]
     else:
-        texts = [entry if isinstance(entry, str) else _decode(service, entry, i) for i, entry in enumerate(given)]
+        texts = [
+            entry if isinstance(entry, str) else _decode(service, entry, i) for i, entry in enumerate(given)
+        ]
     for i, text in enumerate(texts):
         if not text:
             raise InvalidRequest(f"input[{i}] is empty; leave it out", param="input")
@@ -84,8 +91,9 @@ def _decode(service: Service, ids: Sequence[int], place: int) -> str:
     tokenizer = service.embedder.tokenizer
     if any(token >= tokenizer.vocab_size for token in ids):
         raise InvalidRequest(
-            f"input[{place}] has token ids of another model's vocabulary ({max(ids)}; ours end at {tokenizer.vocab_size - 1}); "
-            "send text, or ids of this model's tokenizer (for LangChain: check_embedding_ctx_length=False)",
+            f"input[{place}] has token id {max(ids)}, of another model's vocabulary (ours has "
+            f"{tokenizer.vocab_size}); send text, or ids of this model's tokenizer "
+            "(for LangChain: check_embedding_ctx_length=False)",
             param="input",
         )
     return tokenizer.decode(list(ids))
@@ -133,6 +141,11 @@ async def _models(service: Service) -> list[dict[str, Any]]:
     collections = await service.workers.run(store.collections)
     embedding = {"id": service.embedder.model_id, "object": "model", "created": 0, "owned_by": "rwkv-embed"}
     return [embedding] + [
-        {"id": info.name, "object": "model", "created": int(info.created_at.timestamp()), "owned_by": "collection"}
+        {
+            "id": info.name,
+            "object": "model",
+            "created": int(info.created_at.timestamp()),
+            "owned_by": "collection",
+        }
         for info in collections
     ]

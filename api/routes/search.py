@@ -21,7 +21,9 @@ router = APIRouter(prefix="/v1/collections/{collection}/search", tags=["search"]
 
 
 @router.post("", summary="Search")
-async def search(request: Request, collection: str, asked: SearchRequest, service: ServiceDependency) -> Response:
+async def search(
+    request: Request, collection: str, asked: SearchRequest, service: ServiceDependency
+) -> Response:
     """Passages that answer the query, best first, whatever language they are in.
 
     `start` and `end` place a passage in its document, `highlights` the matching sentences in the passage.

@@ -20,8 +20,9 @@ async def get_map(
     service: ServiceDependency,
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
 ) -> Response:
-    """`{"points": [{"x", "y", "chunk_id", "document_id", "title", "language", "text"}], "total"}`: the two directions in
-    which the vectors differ most (PCA), scaled to -1 … 1. Passages close together mean alike, whatever their language.
-    Of larger collections an evenly spread sample is shown.
+    """`{"points": [{"x", "y", "chunk_id", "document_id", "title", "language", "text"}], "total"}`.
+
+    The two directions in which the vectors differ most (PCA), scaled to -1 … 1. Passages close together mean
+    alike, whatever their language. Of larger collections an evenly spread sample is shown.
     """
     return json_response(await service.use(request, collection, lambda chosen: draw(chosen, limit)))

@@ -20,9 +20,18 @@ from indexer.types import Document
 from tests.service.fakes import WordEmbedder
 
 LIBRARY = [
-    Document("en/bees", "Bees make honey. They live in hives.", "Bees", "https://example.org/bees", "en", {"year": 2020}),
+    Document(
+        "en/bees",
+        "Bees make honey. They live in hives.",
+        "Bees",
+        "https://example.org/bees",
+        "en",
+        {"year": 2020},
+    ),
     Document("en/bread", "Bread is made of flour and water.", "Bread", None, "en", {"year": 2021}),
-    Document("de/bienen", "Bienen machen Honig. Sie wohnen in Stöcken.", "Bienen", None, "de", {"year": 2022}),
+    Document(
+        "de/bienen", "Bienen machen Honig. Sie wohnen in Stöcken.", "Bienen", None, "de", {"year": 2022}
+    ),
     Document("ar/nahl", "النحل يصنع العسل.", "النحل", None, "ar", {"year": 2023}),
     Document("zh/mifeng", "蜜蜂酿造蜂蜜。", "<b>蜜蜂</b>", "javascript:alert(1)", "zh", {"year": 2024}),
 ]

@@ -51,7 +51,9 @@ class WordEmbedder:
         self.hold = threading.Event()
         self.hold.set()
 
-    def encode_document(self, inputs: str | Sequence[str], *, truncate_dim: int | None = None) -> NDArray[np.float32]:
+    def encode_document(
+        self, inputs: str | Sequence[str], *, truncate_dim: int | None = None
+    ) -> NDArray[np.float32]:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         self.hold.wait(30)
         time.sleep(self.seconds)
