@@ -27,7 +27,7 @@ _REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 
 
 class Observed:
-    """An id for each request (the client's own, if harmless), its count and time, and a 500 for our faults."""
+    """An id for each request (the client's own, if harmless), its count and time, a 500 for our faults."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from api import shapes
-from api.errors import InvalidRequest
 from api.locations import default_store
 from api.terminal import (
     DEFAULT_COLLECTION,
@@ -19,9 +17,7 @@ from api.terminal import (
     JsonOption,
     ModelOption,
     StoreOption,
-    WhereOption,
     collection,
-    note,
     opened,
     printable,
     progress,
@@ -29,11 +25,7 @@ from api.terminal import (
     say_json,
     table,
 )
-
-if TYPE_CHECKING:
-    from indexer.collection import Collection
-
-    from indexer.types import Document
+from indexer.errors import StoreError
 
 PAGE = 200  # documents read at once
 
@@ -46,7 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=panel)(backup)
     app.command(rich_help_panel=panel)(restore)
     app.command(rich_help_panel=panel)(export)
-    app.command("import", rich_help_panel=panel)(import_documents)
+    app.command("import", rich_help_panel=panel)(import_collection)
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -87,7 +79,10 @@ def verify(
 ) -> None:
     """Check the store: its database, its index files, and that vectors still are those of their texts."""
     with opened(store, model) as chosen:
-        _print(chosen.verify(sample=sample), as_json)
+        report = chosen.verify(sample=sample)
+    _print(report, as_json)
+    if not report.ok:
+        raise StoreError(f"{len(report.problems)} problems; restore a backup if you have one")
 
 
 def compact(store: StoreOption = None, as_json: JsonOption = False) -> None:
@@ -128,70 +123,37 @@ def restore(
 
 
 def export(
-    path: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Where to write; to stdout if not given.")
-    ] = None,
-    where: WhereOption = None,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file; .gz compresses.")],
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Accepted for symmetry: the output always is JSON lines.")
-    ] = False,
-) -> None:
-    """Write the documents of a collection as JSON lines: id, text, title, uri, language, metadata."""
-    with collection(store, name) as chosen, progress("Exporting") as advance:
-        lines = (shapes.dumps(document) + "\n" for document in _documents(chosen, where, advance))
-        if path is None:
-            sys.stdout.writelines(lines)
-            return
-        with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(lines)
-    note(f"written to {path}")
-
-
-def _documents(chosen: Collection, where: str | None, advance: Any) -> Iterator[dict[str, Any]]:
-    total, offset = chosen.count(where=where), 0
-    while rows := chosen.documents(offset=offset, limit=PAGE, where=where):
-        for row in rows:
-            document = chosen.get(row["id"])
-            yield {key: document.get(key) for key in ("id", "text", "title", "uri", "language", "metadata")}
-        offset += len(rows)
-        advance(offset, total)
-
-
-def import_documents(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines with id and text, as `export` writes them.")
-    ],
-    store: StoreOption = None,
-    name: CollectionOption = DEFAULT_COLLECTION,
-    model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the documents of a JSON-lines file; those already there unchanged cost nothing."""
-    with (
-        path.open(encoding="utf-8") as stream,
-        collection(store, name, model, create=True) as chosen,
-        progress("Importing") as advance,
-    ):
-        done = chosen.upsert(
-            (_document(line, number) for number, line in enumerate(stream, 1) if line.strip()),
-            progress=advance,
-        )
+    """Write a collection, vectors included, as JSON lines that other programs can read."""
+    from indexer.export import export_collection
+
+    with collection(store, name) as chosen, progress("Exporting") as advance:
+        documents = export_collection(chosen, path, advance)
     if as_json:
-        say_json(shapes.report(done))
+        say_json({"export": str(path), "documents": documents})
     else:
-        say(f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged")
+        say(f"{path}: {documents} documents")
 
 
-def _document(line: str, number: int) -> Document:
-    from indexer.types import Document
+def import_collection(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `export` wrote.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", metavar="NAME", help="Its name here, if it is to change."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new collection of an export. Nothing is embedded again, and no model is needed."""
+    from indexer import export
 
-    try:
-        value = json.loads(line)
-        fields = {key: value.get(key) for key in ("title", "uri", "language")}
-        return Document(str(value["id"]), str(value["text"]), **fields, metadata=value.get("metadata") or {})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InvalidRequest(
-            f'line {number}: an object with "id" and "text" is needed, not {line.strip()[:60]!r} ({error})'
-        ) from None
+    with opened(store, create=True) as chosen, progress("Importing") as advance:
+        info = export.import_collection(chosen, path, name, advance).info
+    if as_json:
+        say_json(shapes.collection(info))
+    else:
+        say(f"{info.name}: {info.documents} documents, {info.chunks} passages")
