@@ -133,6 +133,14 @@ class Message:
     content: str
 
 
+class EmbeddingStream(Protocol):
+    """A text being read piece by piece; the state it leaves can be stored and resumed."""
+
+    def feed(self, text: str) -> Any: ...
+    def vector(self) -> NDArray[np.float32]: ...  # (dim,), of everything read so far
+    def state_bytes(self) -> bytes: ...
+
+
 class Embedder(Protocol):
     """What the indexer needs of an embedder; `rwkv_embed.Embedder` is one, tests have a predictable fake."""
 
@@ -149,6 +157,7 @@ class Embedder(Protocol):
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
+    def stream(self, state: bytes | None = None) -> EmbeddingStream: ...
 
 
 class Reranker(Protocol):

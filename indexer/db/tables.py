@@ -7,12 +7,35 @@ Change the schema only together with a new file in `migrations/versions`.
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time that comes back as it went in, in UTC; SQLite forgets the time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=timezone.utc) if value is not None and value.tzinfo is None else value
 
 
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives AUTOINCREMENT to INTEGER only
@@ -35,14 +58,22 @@ class CollectionRow(Base):
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)  # ChunkingOptions
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
     version: Mapped[int] = mapped_column(Id, default=0)  # +1 with every transaction that changes chunks
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    tombstones_since: Mapped[int] = mapped_column(Id, default=0)  # earlier deletions are forgotten
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
 class DocumentRow(Base):
-    """One document. `content_hash` is sha256 of its text, title and metadata; unchanged means nothing to do."""
+    """One document. `content_hash` is sha256 of its text, title, uri, language and metadata; unchanged means
+    nothing to do. `body` is its whole text, UTF-8 compressed with zlib: the last column and loaded only when
+    asked for, so that listing documents does not read it.
+    """
 
     __tablename__ = "documents"
-    __table_args__ = (UniqueConstraint("collection_id", "external_id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("collection_id", "external_id"),
+        Index("ix_documents_collection_id_source", "collection_id", "source"),
+        {"sqlite_autoincrement": True},
+    )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
     external_id: Mapped[str] = mapped_column(Text)
@@ -52,9 +83,11 @@ class DocumentRow(Base):
     content_hash: Mapped[str] = mapped_column(String(64))
     chars: Mapped[int] = mapped_column(Integer)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
-    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of the file: a hint that saves parsing
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
-    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now, onupdate=now)
+    source: Mapped[str | None] = mapped_column(Text)  # URI of the file; one may hold many documents
+    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of that file: a hint
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+    body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
 
 
 class ChunkRow(Base):
@@ -64,6 +97,7 @@ class ChunkRow(Base):
     __table_args__ = (
         UniqueConstraint("document_id", "ordinal"),
         Index("ix_chunks_collection_id_id", "collection_id", "id"),
+        Index("ix_chunks_collection_id_text_hash", "collection_id", "text_hash"),
         {"sqlite_autoincrement": True},
     )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -74,8 +108,18 @@ class ChunkRow(Base):
     end: Mapped[int] = mapped_column(Integer)
     text: Mapped[str] = mapped_column(Text)
     language: Mapped[str | None] = mapped_column(String(16))
-    text_hash: Mapped[str] = mapped_column(String(64))  # of what was embedded; equal means the vector is kept
+    text_hash: Mapped[str] = mapped_column(String(32))  # of what was embedded; equal: same vector
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TombstoneRow(Base):
+    """A chunk deleted in `version`: how other processes learn of it. `compact` forgets them."""
+
+    __tablename__ = "tombstones"
+    __table_args__ = (Index("ix_tombstones_collection_id_version", "collection_id", "version"),)
+    chunk_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    version: Mapped[int] = mapped_column(Id)
 
 
 class StateRow(Base):
@@ -88,7 +132,7 @@ class StateRow(Base):
 
 
 class JobRow(Base):
-    """Durable progress of an ingestion. A row whose process is gone is resumed by the next run of the same `key`."""
+    """Durable progress of an ingestion. When its process died, the next run of the `key` resumes it."""
 
     __tablename__ = "jobs"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -100,5 +144,5 @@ class JobRow(Base):
     total: Mapped[int | None] = mapped_column(Integer)
     owner: Mapped[str] = mapped_column(Text)  # host:pid:start time
     report: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
-    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now, onupdate=now)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)

@@ -1,0 +1,105 @@
+"""The first schema: collections, documents, chunks, tombstones, states, jobs."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _collection() -> sa.Column:
+    return sa.Column("collection_id", ID, sa.ForeignKey("collections.id", ondelete="CASCADE"), nullable=False)
+
+
+def _time(name: str) -> sa.Column:
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=False)
+
+
+def upgrade() -> None:
+    op.create_table(
+        "collections",
+        sa.Column("id", ID, primary_key=True),
+        sa.Column("name", sa.String(64), nullable=False, unique=True),
+        sa.Column("model_id", sa.String(255), nullable=False),
+        sa.Column("model_fingerprint", sa.String(64), nullable=False),
+        sa.Column("dim", sa.Integer, nullable=False),
+        sa.Column("recipe", sa.JSON, nullable=False),
+        sa.Column("metadata", sa.JSON, nullable=False),
+        sa.Column("version", ID, nullable=False),
+        sa.Column("tombstones_since", ID, nullable=False),
+        _time("created_at"),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "documents",
+        sa.Column("id", ID, primary_key=True),
+        _collection(),
+        sa.Column("external_id", sa.Text, nullable=False),
+        sa.Column("uri", sa.Text),
+        sa.Column("title", sa.Text),
+        sa.Column("language", sa.String(16)),
+        sa.Column("content_hash", sa.String(64), nullable=False),
+        sa.Column("chars", sa.Integer, nullable=False),
+        sa.Column("metadata", sa.JSON, nullable=False),
+        sa.Column("source", sa.Text),
+        sa.Column("source_stamp", sa.Text),
+        _time("created_at"),
+        _time("updated_at"),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.UniqueConstraint("collection_id", "external_id"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_documents_collection_id", "documents", ["collection_id"])
+    op.create_index("ix_documents_collection_id_source", "documents", ["collection_id", "source"])
+    op.create_table(
+        "chunks",
+        sa.Column("id", ID, primary_key=True),
+        _collection(),
+        sa.Column("document_id", ID, sa.ForeignKey("documents.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("ordinal", sa.Integer, nullable=False),
+        sa.Column("start", sa.Integer, nullable=False),
+        sa.Column("end", sa.Integer, nullable=False),
+        sa.Column("text", sa.Text, nullable=False),
+        sa.Column("language", sa.String(16)),
+        sa.Column("text_hash", sa.String(32), nullable=False),
+        sa.Column("vector", sa.LargeBinary, nullable=False),
+        sa.UniqueConstraint("document_id", "ordinal"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_chunks_collection_id_id", "chunks", ["collection_id", "id"])
+    op.create_index("ix_chunks_collection_id_text_hash", "chunks", ["collection_id", "text_hash"])
+    op.create_table(
+        "tombstones",
+        sa.Column("chunk_id", ID, primary_key=True, autoincrement=False),
+        _collection(),
+        sa.Column("version", ID, nullable=False),
+    )
+    op.create_index("ix_tombstones_collection_id_version", "tombstones", ["collection_id", "version"])
+    op.create_table(
+        "states",
+        sa.Column("document_id", ID, sa.ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("chars", sa.Integer, nullable=False),
+        sa.Column("data", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "jobs",
+        sa.Column("id", ID, primary_key=True),
+        _collection(),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("done", sa.Integer, nullable=False),
+        sa.Column("total", sa.Integer),
+        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("report", sa.JSON, nullable=False),
+        _time("started_at"),
+        _time("updated_at"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_jobs_collection_id", "jobs", ["collection_id"])
+
+
+def downgrade() -> None:
+    for table in ("jobs", "states", "tombstones", "chunks", "documents", "collections"):
+        op.drop_table(table)

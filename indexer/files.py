@@ -1,0 +1,269 @@
+"""Indexing files and folders: walk, skip what is known, load, hand over to the one write path.
+
+Files are visited in sorted order, so a run that died is resumed by running it again: committed files are
+recognised by their stamp (size and modification time) without being read. The stamp is a hint; whether a
+document changed is decided by its content hash. An id is the path relative to the root it was found under.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from indexer import ingest, jobs, limits
+from indexer.db.tables import DocumentRow
+from indexer.errors import LoaderError
+from indexer.types import Document, IngestReport, Metadata
+
+if TYPE_CHECKING:
+    from indexer.collection import Collection
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file found under `root`. `named` files were given by the user and are refused aloud, not skipped."""
+
+    path: Path
+    root: Path
+    named: bool
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def uri(self) -> str:
+        return self.path.as_uri()
+
+
+def index_paths(
+    collection: "Collection",
+    paths: Iterable[str | Path],
+    *,
+    delete_missing: bool = False,
+    metadata: Metadata | None = None,
+    progress: ingest.Progress | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> IngestReport:
+    """Bring files and folders into the collection; only what is new or changed is embedded.
+
+    `include` and `exclude` are glob patterns on the path relative to its root ("*.md", "drafts/*").
+    `metadata` is added to every document. With `delete_missing`, documents whose file under the given folders
+    is gone are deleted. A file that cannot be read is listed in `report.failed` and keeps what it had in the
+    index.
+    """
+    roots = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
+    for root in roots:
+        if not os.path.lexists(root):
+            raise LoaderError(str(root), "no such file or directory; nothing was indexed")
+    report = IngestReport()
+    walk = _Walk(collection.store.pipeline.supported, include, exclude, report)
+    total = sum(1 for _ in walk.files(roots))
+    report.failed.clear()  # of the counting walk
+    key = json.dumps([sorted(map(str, roots)), include, exclude])
+    job = jobs.start(collection.store, collection.id, key, total)
+    report.resumed = job.resumed
+    run = _Run(collection, report, dict(metadata or {}), job, progress, total)
+    try:
+        for file in walk.files(roots):
+            run.take(file)
+        run.flush()
+        if delete_missing:
+            report.deleted += ingest.delete_documents(collection, _missing(collection, roots))
+    except BaseException:
+        try_to_finish(job, report)
+        raise
+    job.finish("done", report)
+    collection.index.maintain()
+    return report
+
+
+def try_to_finish(job: jobs.Job, report: IngestReport) -> None:
+    """Mark a job as failed when that is still possible; if not, its dead owner says the same."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from indexer.errors import IndexerError
+
+    try:
+        job.finish("failed", report)
+    except (IndexerError, SQLAlchemyError, OSError):
+        return
+
+
+class _Walk:
+    """Finds files: sorted, nothing hidden, no links that leave the root."""
+
+    def __init__(
+        self,
+        supported: Callable[[Path], bool],
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+        report: IngestReport,
+    ) -> None:
+        self._supported, self._include, self._exclude, self._report = supported, include, exclude, report
+
+    def files(self, roots: Iterable[Path]) -> Iterator[File]:
+        for root in roots:
+            if root.is_dir():
+                yield from self._folder(root, root)
+            else:
+                yield File(root, root.parent, named=True)
+
+    def _folder(self, folder: Path, root: Path) -> Iterator[File]:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            self._fail(folder, f"the folder cannot be read: {error.strerror}")
+            return
+        for name in names:
+            path = folder / name
+            if name.startswith("."):
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+                self._fail(path, "a symbolic link that leaves the indexed folder; not followed")
+            elif path.is_dir():
+                if not path.is_symlink():  # what it points to is visited in its own place
+                    yield from self._folder(path, root)
+            elif self._supported(path) and self._wanted(path.relative_to(root).as_posix()):
+                yield File(path, root, named=False)
+
+    def _wanted(self, name: str) -> bool:
+        if self._include and not any(fnmatch(name, pattern) for pattern in self._include):
+            return False
+        return not (self._exclude and any(fnmatch(name, pattern) for pattern in self._exclude))
+
+    def _fail(self, path: Path, reason: str) -> None:
+        self._report.failed.append({"path": str(path), "reason": reason})
+
+
+class _Run:
+    """Collects loaded documents into batches and writes them."""
+
+    def __init__(
+        self,
+        collection: "Collection",
+        report: IngestReport,
+        metadata: dict[str, Any],
+        job: jobs.Job,
+        progress: ingest.Progress | None,
+        total: int,
+    ) -> None:
+        self._collection, self._report, self._metadata, self._job = collection, report, metadata, job
+        self._progress, self._total, self._done = progress, total, 0
+        self._batch: list[ingest.Source] = []
+        self._chars = 0
+        self._vanished: list[str] = []
+
+    def take(self, file: File) -> None:
+        """Load one file into the current batch, unless it is known to be unchanged or cannot be read."""
+        try:
+            stamp = _stamp(file)
+            known = self._known(file)
+            if known and all(row.source_stamp == stamp for row in known):
+                self._report.unchanged += len(known)
+            else:
+                self._load(file, stamp, known)
+        except LoaderError as error:
+            self._report.failed.append({"path": str(file.path), "reason": error.reason})
+        self._done += 1
+        if len(self._batch) >= ingest.BATCH_DOCUMENTS or self._chars >= ingest.BATCH_CHARS:
+            self.flush()
+        elif not self._batch and self._progress:
+            self._progress(self._done, self._total)
+
+    def flush(self) -> None:
+        """Write the current batch; after this it is acknowledged."""
+        for batch in ingest.batched(self._batch, ingest.BATCH_DOCUMENTS):
+            ingest.write_batch(self._collection, batch, self._report, self._job)
+        if self._vanished:
+            self._report.deleted += ingest.delete_documents(self._collection, self._vanished)
+        self._batch, self._chars, self._vanished = [], 0, []
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def _load(self, file: File, stamp: str, known: Sequence[Any]) -> None:
+        documents = self._collection.store.pipeline.load(file.path, file.root)
+        self._refuse_foreign(file, documents)
+        for document in documents:
+            whole = Document(
+                id=document.id,
+                text=document.text,
+                title=document.title,
+                uri=file.uri + document.id.removeprefix(file.name),  # with "#row" for a row of a table
+                language=document.language,
+                metadata={**document.metadata, **self._metadata},
+            )
+            self._batch.append(ingest.Source(whole, file.uri, stamp))
+            self._chars += len(document.text)
+        self._vanished += {row.external_id for row in known} - {document.id for document in documents}
+
+    def _known(self, file: File) -> Sequence[Any]:
+        with self._collection.session() as session:
+            return session.execute(
+                select(DocumentRow.external_id, DocumentRow.source_stamp).where(
+                    DocumentRow.collection_id == self._collection.id, DocumentRow.source == file.uri
+                )
+            ).all()
+
+    def _refuse_foreign(self, file: File, documents: Sequence[Document]) -> None:
+        """A file may not take the id of a document that came from another file, unless that file is gone."""
+        with self._collection.session() as session:
+            for page in ingest.batched([document.id for document in documents], ingest.SQL_VARIABLES):
+                rows = session.execute(
+                    select(DocumentRow.external_id, DocumentRow.source).where(
+                        DocumentRow.collection_id == self._collection.id,
+                        DocumentRow.external_id.in_(page),
+                        func.coalesce(DocumentRow.source, "") != file.uri,
+                    )
+                )
+                for id, source in rows:
+                    if source is None or path_of(source).exists():
+                        owner = source or "a document that is no file"
+                        reason = f"its id {id!r} already belongs to {owner}; index a folder above both"
+                        raise LoaderError(str(file.path), reason)
+
+
+def _stamp(file: File) -> str:
+    """Size and modification time; LoaderError when it is not a regular file of a permitted size."""
+    try:
+        found = file.path.stat()
+    except OSError as error:
+        raise LoaderError(str(file.path), f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise LoaderError(str(file.path), "not a regular file")
+    if found.st_size > limits.MAX_FILE_BYTES:
+        raise LoaderError(
+            str(file.path), f"{found.st_size:,} bytes, {limits.MAX_FILE_BYTES:,} are allowed; split the file"
+        )
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+def path_of(uri: str) -> Path:
+    """The path of a file URI."""
+    from urllib.parse import unquote, urlsplit
+
+    return Path(unquote(urlsplit(uri).path))
+
+
+def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
+    """Ids of documents whose file under one of the folders no longer exists."""
+    missing = []
+    for root in roots:
+        prefix = root.as_uri().rstrip("/") + "/"
+        with collection.session() as session:
+            rows = session.execute(
+                select(DocumentRow.external_id, DocumentRow.source).where(
+                    DocumentRow.collection_id == collection.id,
+                    DocumentRow.source >= prefix,
+                    DocumentRow.source < prefix[:-1] + "0",  # the character after "/"
+                )
+            )
+            missing += [id for id, source in rows if source and not os.path.lexists(path_of(source))]
+    return missing

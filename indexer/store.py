@@ -1,0 +1,338 @@
+"""A store: a directory (or a database URL) that holds collections.
+
+    store.sqlite3      the truth: collections, documents, chunks with vectors, terms, jobs
+    writer.lock        who is writing
+    faiss/             rebuildable snapshots of the vectors (indexer/vectors.py)
+
+Every write goes through `Store.write`: the writer lock, then one transaction. Readers use `Store.read` and
+are never blocked.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, delete, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.orm import Session
+
+from indexer import limits
+from indexer.collection import Collection, CollectionInfo
+from indexer.db.engine import SCHEMA_VERSION, WRITER, connect, schema_version, upgrade
+from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
+from indexer.errors import CollectionExists, CollectionNotFound, LimitExceeded, StoreError
+from indexer.locks import DEFAULT_WAIT_S, WriterLock
+from indexer.pipeline import Pipeline
+from indexer.snapshots import remove_snapshots
+from indexer.types import ChunkingOptions, Embedder
+
+if TYPE_CHECKING:
+    from indexer.ann import IndexKind
+    from indexer.fulltext import FullText
+    from indexer.vectors import CollectionVectors
+    from indexer.verify import CompactReport, VerifyReport
+
+EmbedderFactory = Callable[[str | None], Embedder]  # a model's name or path, None: the default -> an embedder
+
+DATABASE = "store.sqlite3"
+_NAME = re.compile(r"[^\W_][\w.\-]*")
+
+
+def open_store(
+    location: str | Path,
+    embedder_factory: EmbedderFactory,
+    create: bool = True,
+    *,
+    pipeline: Pipeline | None = None,
+    lock_wait_s: float = DEFAULT_WAIT_S,
+    index_kind: "IndexKind" = "auto",
+) -> "Store":
+    """Open the store at a directory or SQLAlchemy URL, bringing its schema up to date.
+
+    `embedder_factory` is called with a model's name, or None for the default, when a vector is first needed.
+    `index_kind` overrules the choice of the vector index ("exact", "hnsw" or "ivf"; see `indexer.ann`).
+    StoreError: it is not there and `create` is false, cannot be read, or is of a newer version.
+    """
+    return Store(location, embedder_factory, create, pipeline or Pipeline(), lock_wait_s, index_kind)
+
+
+class Store:
+    """See `open_store`. Safe to share between threads; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        location: str | Path,
+        embedder_factory: EmbedderFactory,
+        create: bool,
+        pipeline: Pipeline,
+        lock_wait_s: float,
+        index_kind: "IndexKind",
+    ) -> None:
+        self.pipeline, self.index_kind = pipeline, index_kind
+        self._factory = embedder_factory
+        self._embedders: dict[str | None, Embedder] = {}
+        self._indexes: dict[int, CollectionVectors] = {}  # by collection id
+        self._guard = threading.RLock()
+        url, self.directory = _resolve(location)
+        if not create and url.get_backend_name() == "sqlite" and not (self.directory / DATABASE).exists():
+            raise StoreError(
+                f"there is no store at {self.directory}; make one with `rwkv-embed index` or check --store"
+            )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the store directory {self.directory} cannot be made: {error.strerror}"
+            ) from error
+        self.engine = connect(url)
+        self._writer = WriterLock(self.directory / "writer.lock", lock_wait_s)
+        self._open_schema()
+        self.fulltext: FullText = pipeline.fulltext(self.engine)
+
+    def _open_schema(self) -> None:
+        """Create or upgrade the tables, one process at a time."""
+        try:
+            if schema_version(self.engine) != SCHEMA_VERSION:
+                with self._writer.hold("creating or upgrading the store"):
+                    upgrade(self.engine)
+        except DatabaseError as error:
+            self.engine.dispose()
+            raise StoreError(
+                f"{self.directory} cannot be read as a store ({error.orig}); check its "
+                "permissions, or restore a backup with `rwkv-embed restore`"
+            ) from error
+        except StoreError:
+            self.engine.dispose()
+            raise
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    # transactions
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one moment of the store. Writers do not disturb it."""
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self, purpose: str) -> Iterator[Session]:
+        """The writer lock and one transaction: committed on success, rolled back on any error."""
+        with (
+            self.exclusive(purpose),
+            self.engine.connect().execution_options(**WRITER) as connection,
+            connection.begin(),
+            Session(connection) as session,
+        ):
+            yield session
+            session.flush()
+
+    @contextmanager
+    def exclusive(self, purpose: str) -> Iterator[None]:
+        """The writer lock alone, for maintenance that cannot run inside a transaction."""
+        with self._writer.hold(purpose) if self.is_sqlite else nullcontext():
+            yield
+
+    # collections
+
+    def collections(self) -> list[CollectionInfo]:
+        """All collections by name."""
+        with self.read() as session:
+            rows = session.scalars(select(CollectionRow).order_by(CollectionRow.name)).all()
+            return [_info(session, row) for row in rows]
+
+    def create_collection(
+        self,
+        name: str,
+        embedder: Embedder | None = None,
+        chunking: ChunkingOptions | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Collection:
+        """A new, empty collection bound to the model of `embedder` (None: the default model)."""
+        _check_name(name)
+        if embedder is None:
+            embedder = self.embedder(None)
+        self._embedders.setdefault(embedder.model_id, embedder)
+        return self.add_collection(
+            CollectionRow(
+                name=name,
+                model_id=embedder.model_id,
+                model_fingerprint=embedder.fingerprint,
+                dim=embedder.dim,
+                recipe=asdict(chunking or ChunkingOptions()),
+                meta=dict(metadata or {}),
+            )
+        )
+
+    def add_collection(self, row: CollectionRow) -> Collection:
+        """A new collection from its row, whose model need not be at hand."""
+        _check_name(row.name)
+        with self.write("creating a collection") as session:
+            if session.scalar(select(CollectionRow.id).where(CollectionRow.name == row.name)) is not None:
+                raise CollectionExists(f"there is already a collection {row.name!r}; choose another name")
+            session.add(row)
+            session.flush()
+            self.fulltext.create(session.connection(), row.id)
+            name = row.name
+        return self.collection(name)
+
+    def collection(self, name: str) -> Collection:
+        """The collection called `name`; CollectionNotFound names those that exist."""
+        with self.read() as session:
+            row = session.scalar(select(CollectionRow).where(CollectionRow.name == name))
+            if row is None:
+                names = session.scalars(
+                    select(CollectionRow.name).order_by(CollectionRow.name).limit(10)
+                ).all()
+                known = f"there are: {', '.join(names)}" if names else "the store is empty"
+                raise CollectionNotFound(f"there is no collection {name!r}; {known}")
+            return Collection(self, row.id, row.name)
+
+    def collection_or_create(
+        self, name: str, embedder: Embedder | None = None, chunking: ChunkingOptions | None = None
+    ) -> Collection:
+        """The collection called `name`, made now when it is not there. An existing one keeps its recipe."""
+        try:
+            return self.collection(name)
+        except CollectionNotFound:
+            try:
+                return self.create_collection(name, embedder, chunking)
+            except CollectionExists:  # somebody else was quicker
+                return self.collection(name)
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with all it holds. The file shrinks at the next `compact`."""
+        collection = self.collection(name)
+        with self.write("deleting a collection") as session:
+            self.fulltext.drop(session.connection(), collection.id)
+            session.execute(delete(CollectionRow).where(CollectionRow.id == collection.id))
+        with self._guard:
+            index = self._indexes.pop(collection.id, None)
+        if index is not None:
+            index.close()
+        remove_snapshots(self.faiss_directory, collection.id)
+
+    def info(self, collection_id: int) -> CollectionInfo:
+        """What is known of a collection, now."""
+        with self.read() as session:
+            row = session.get(CollectionRow, collection_id)
+            if row is None:
+                raise CollectionNotFound(f"the collection with id {collection_id} was deleted")
+            return _info(session, row)
+
+    # what collections share
+
+    @property
+    def faiss_directory(self) -> Path:
+        return self.directory / "faiss"
+
+    def embedder(self, model_id: str | None) -> Embedder:
+        """The embedder of a model, loaded once per store."""
+        with self._guard:
+            if model_id not in self._embedders:
+                embedder = self._factory(model_id)
+                self._embedders[model_id] = embedder
+                self._embedders.setdefault(embedder.model_id, embedder)
+            return self._embedders[model_id]
+
+    def vectors(self, collection_id: int, dim: int, recipe: str) -> "CollectionVectors":
+        """The vector index of a collection, one per process."""
+        from indexer.vectors import CollectionVectors
+
+        with self._guard:
+            if collection_id not in self._indexes:
+                self._indexes[collection_id] = CollectionVectors(self, collection_id, dim, recipe)
+            return self._indexes[collection_id]
+
+    # care
+
+    def verify(self, sample: int = 100) -> "VerifyReport":
+        """Check everything that can be checked; see `indexer.verify`."""
+        from indexer.verify import verify
+
+        return verify(self, sample)
+
+    def compact(self) -> "CompactReport":
+        """Give the bytes of deleted documents back; see `indexer.verify`."""
+        from indexer.verify import compact
+
+        return compact(self)
+
+    def backup(self, path: str | Path) -> dict[str, Any]:
+        """Write a consistent copy of the store into one file while it is in use; see `indexer.backup`."""
+        from indexer.backup import backup
+
+        return backup(self, Path(path))
+
+    def close(self, wait: bool = True) -> None:
+        """Finish background index builds (`wait=False`: give them up) and close all connections."""
+        with self._guard:
+            indexes = list(self._indexes.values())
+            self._indexes.clear()
+        for index in indexes:
+            index.close(wait)
+        self.engine.dispose()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def restore(file: str | Path, directory: str | Path) -> dict[str, Any]:
+    """Unpack and verify a backup into a new directory; see `indexer.backup`."""
+    from indexer.backup import restore as restore_backup
+
+    return restore_backup(Path(file), Path(directory))
+
+
+def _resolve(location: str | Path) -> tuple[URL, Path]:
+    """The SQLAlchemy URL and the directory (of the data, or of caches beside a database server)."""
+    if "://" not in str(location):
+        directory = Path(location).expanduser().absolute()
+        if directory.exists() and not directory.is_dir():
+            raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")
+        return URL.create("sqlite", database=str(directory / DATABASE)), directory
+    try:
+        url = make_url(str(location))
+    except ArgumentError as error:
+        raise StoreError(f"{location} is not a database URL: {error}") from error
+    if url.get_backend_name() == "sqlite":
+        raise StoreError(f"give a SQLite store as a directory, not as the URL {location}")
+    from platformdirs import user_cache_path
+
+    key = hashlib.sha256(url.render_as_string(hide_password=True).encode()).hexdigest()[:16]
+    return url, user_cache_path("rwkv-embed") / "stores" / key
+
+
+def _check_name(name: str) -> None:
+    if len(name) > limits.MAX_COLLECTION_NAME_CHARS or not _NAME.fullmatch(name):
+        raise LimitExceeded(
+            f"{name[:80]!r} cannot be a collection name: up to {limits.MAX_COLLECTION_NAME_CHARS} letters, "
+            "digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+
+
+def _info(session: Session, row: CollectionRow) -> CollectionInfo:
+    def count(table: type[DocumentRow] | type[ChunkRow]) -> int:
+        return session.scalar(select(func.count()).where(table.collection_id == row.id)) or 0
+
+    return CollectionInfo(
+        name=row.name,
+        model_id=row.model_id,
+        fingerprint=row.model_fingerprint,
+        dim=row.dim,
+        documents=count(DocumentRow),
+        chunks=count(ChunkRow),
+        recipe=ChunkingOptions(**row.recipe),
+        metadata=row.meta,
+        created_at=row.created_at,
+    )

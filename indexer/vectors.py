@@ -1,0 +1,482 @@
+"""Vector search over a collection: a cache of the vectors in SQL, brought up to date before it answers.
+
+A `View` is an immutable picture of one version of the collection; searches hold one and need no lock. Rows
+are in ascending order of chunk id, which is never reused, so what is new has larger ids and is found by one
+range query. Deleted rows are marked dead, and learned of by their tombstones. `CollectionVectors` makes
+views:
+
+    newest sound snapshot -> replay of newer chunks from SQL -> View
+    no snapshot, or a damaged one -> everything from SQL -> View
+
+Up to `EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer than
+such a search. Above, a FAISS index is built in the background and its candidates are scored again with the
+stored float16 vectors, so that scores do not depend on the kind of index.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from indexer import snapshots
+from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
+from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
+from indexer.locks import WriterLock
+from indexer.snapshots import DamagedSnapshot
+
+if TYPE_CHECKING:
+    from indexer.ann import ApproximateIndex
+    from indexer.store import Store
+
+log = logging.getLogger(__name__)
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+Progress = Callable[[int, int | None], None]
+
+EXACT_VALUES = 24_000_000  # 62,500 vectors of 384: NumPy multiplies them in about 10 ms on one core
+SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
+SNAPSHOT_SHARE = 0.1
+SUBSET_ROWS = 20_000  # a filter that leaves no more than this is searched exactly
+SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
+RESCORED = 4  # candidates taken from an approximate index per result
+_BLOCK_ROWS = 4_096
+_FETCH_ROWS = 10_000
+
+
+class BuildStopped(Exception):
+    """The store was closed while an index was being built."""
+
+
+class VectorIndex(Protocol):
+    """Search by inner product. Scores are cosines, because all vectors are L2-normalised."""
+
+    def search(
+        self, query: NDArray[np.float32], k: int, *, allowed: Ids | None = None, exact: bool = False
+    ) -> tuple[Ids, Scores]:
+        """Ids and scores of the k best (fewer only when there are fewer), best first, ties by id.
+
+        `query` is (dim,). `allowed` are the only chunk ids that may be returned, in any order.
+        """
+        ...
+
+    def get(self, ids: Ids) -> NDArray[np.float32]:
+        """The (n, dim) vectors of chunks; zeros for a chunk that is not there (any more)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The vectors of one version of a collection. Row i is `ids[i]`; `blocks` are its rows in order."""
+
+    version: int
+    ids: Ids  # (n,), ascending
+    alive: NDArray[np.bool_]  # (n,)
+    blocks: tuple[NDArray[Any], ...]  # (n_b, dim), float16 or float32
+    dim: int
+    ann: "ApproximateIndex | None" = None  # over the first `ann.count` rows
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.alive))
+
+    def search(
+        self, query: NDArray[np.float32], k: int, *, allowed: Ids | None = None, exact: bool = False
+    ) -> tuple[Ids, Scores]:
+        query = np.asarray(query, np.float32)
+        if query.shape != (self.dim,):
+            raise ValueError(f"the query vector has shape {query.shape}, the collection needs ({self.dim},)")
+        rows = None if allowed is None else self.rows(np.asarray(allowed, np.int64))
+        if k <= 0 or not len(self.ids) or (rows is not None and not len(rows)):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        if rows is not None and len(rows) <= SUBSET_ROWS:
+            return self._best(rows, self._scores(query, rows), k)
+        if exact or self.ann is None:
+            return self._search_exactly(query, k, rows)
+        return self._search_approximately(self.ann, query, k, rows)
+
+    def get(self, ids: Ids) -> NDArray[np.float32]:
+        ids = np.asarray(ids, np.int64)
+        vectors = np.zeros((len(ids), self.dim), np.float32)
+        if len(self.ids):
+            rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+            found = (self.ids[rows] == ids) & self.alive[rows]
+            vectors[found] = self.gather(rows[found])
+        return vectors
+
+    def rows(self, ids: Ids) -> Ids:
+        """The live rows of those ids that are there, ascending."""
+        if not len(self.ids):
+            return np.empty(0, np.int64)
+        ids = np.unique(ids)
+        rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        return rows[(self.ids[rows] == ids) & self.alive[rows]]
+
+    def gather(self, rows: Ids) -> NDArray[np.float32]:
+        """The vectors of some rows, as float32."""
+        vectors = np.empty((len(rows), self.dim), np.float32)
+        start = 0
+        for block in self.blocks:
+            here = (rows >= start) & (rows < start + len(block))
+            if here.any():
+                vectors[here] = to_float32(block[rows[here] - start])
+            start += len(block)
+        return vectors
+
+    def _search_exactly(self, query: NDArray[np.float32], k: int, rows: Ids | None) -> tuple[Ids, Scores]:
+        scores = self._scores_from(query, 0)
+        if rows is None:
+            rows = np.flatnonzero(self.alive)
+        return self._best(rows, scores[rows], k)
+
+    def _search_approximately(
+        self, ann: "ApproximateIndex", query: NDArray[np.float32], k: int, rows: Ids | None
+    ) -> tuple[Ids, Scores]:
+        """FAISS for the rows it covers, exact for newer ones; exact for all when FAISS finds too few."""
+        permitted = self.alive
+        if rows is not None:
+            permitted = np.zeros(len(self.ids), np.bool_)
+            permitted[rows] = True
+        covered = permitted[: ann.count]
+        wanted = min(k * RESCORED, int(np.count_nonzero(covered)))
+        near = ann.search(query, wanted, None if covered.all() else covered)
+        if len(near) < min(k, wanted):
+            return self._search_exactly(query, k, rows)
+        newer = np.flatnonzero(permitted[ann.count :]) + ann.count
+        newer_scores = self._scores_from(query, ann.count)[newer - ann.count]
+        scores = np.concatenate([self._scores(query, near), newer_scores])
+        return self._best(np.concatenate([near, newer]), scores, k)
+
+    def _scores(self, query: NDArray[np.float32], rows: Ids) -> Scores:
+        parts = [self.gather(rows[i : i + _BLOCK_ROWS]) @ query for i in range(0, len(rows), _BLOCK_ROWS)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def _scores_from(self, query: NDArray[np.float32], first: int) -> Scores:
+        """Scores of all rows from number `first` on."""
+        scores = np.empty(len(self.ids) - first, np.float32)
+        start = 0
+        for block in self.blocks:
+            skipped = min(max(first - start, 0), len(block))
+            for part in float32_parts(block[skipped:]):
+                at = start + skipped - first
+                scores[at : at + len(part)] = part @ query
+                skipped += len(part)
+            start += len(block)
+        return scores
+
+    def _best(self, rows: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
+        if len(rows) > k:
+            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+            kept = np.flatnonzero(scores >= threshold)  # with all ties, so that ids can decide
+            rows, scores = rows[kept], scores[kept]
+        order = np.lexsort((rows, -scores))[:k]
+        return self.ids[rows[order]], scores[order]
+
+
+class CollectionVectors:
+    """The view of one collection in this process: made, caught up, saved and, when large, indexed."""
+
+    def __init__(self, store: "Store", collection_id: int, dim: int, recipe: str) -> None:
+        self._store, self._collection_id, self._dim = store, collection_id, dim
+        self._recipe = f"{recipe}:{dim}:float16"
+        self._view: View | None = None
+        self._lock = threading.Lock()  # of replacing the view
+        self._builder: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    @property
+    def directory(self) -> Path:
+        return self._store.faiss_directory
+
+    def synchronised(self) -> View:
+        """The newest committed version. Costs one SELECT when nothing has changed."""
+        with self._store.read() as session:
+            row = session.execute(
+                select(CollectionRow.version, CollectionRow.tombstones_since).where(
+                    CollectionRow.id == self._collection_id
+                )
+            ).one_or_none()
+            if row is None:
+                raise CollectionNotFound(f"the collection with id {self._collection_id} was deleted")
+            view = self._view
+            if view is not None and view.version >= row.version:
+                return view
+            with self._lock:
+                view = self._view
+                if view is None or self._behind(session, view):
+                    view = self._loaded(session, view, row.version) or view
+                if view is None:
+                    view = _empty_view(self._dim)
+                if view.version < row.version:
+                    view = self._caught_up(session, view, row.version, row.tombstones_since)
+                self._view = view
+                return view
+
+    def _behind(self, session: Session, view: View) -> bool:
+        """Whether so much is new that a snapshot another process wrote would be quicker than a replay."""
+        newest = int(view.ids[-1]) if len(view.ids) else 0
+        new = select(func.count()).where(ChunkRow.collection_id == self._collection_id, ChunkRow.id > newest)
+        return (session.scalar(new) or 0) > SNAPSHOT_ROWS
+
+    def _loaded(self, session: Session, view: View | None, version: int) -> View | None:
+        """The newest sound snapshot that is newer than `view` and no newer than SQL."""
+        for manifest in snapshots.manifests(self.directory, self._collection_id):
+            if manifest.version > version or (view is not None and manifest.version <= view.version):
+                continue
+            if (manifest.recipe, manifest.dim) != (self._recipe, self._dim):
+                log.warning("vector snapshot %d has another recipe; it is rebuilt", manifest.version)
+                continue
+            try:
+                return self._read(session, manifest)
+            except DamagedSnapshot as damage:
+                log.warning("%s; the vector index is rebuilt from SQL", damage)
+        return None
+
+    def _read(self, session: Session, manifest: snapshots.Manifest) -> View:
+        snapshots.check(self.directory, manifest)
+        ids = snapshots.read_ids(self.directory, manifest)
+        vectors: NDArray[Any] = snapshots.map_vectors(self.directory, manifest)
+        self._compare_with_sql(session, ids, vectors)
+        ann = None
+        if manifest.ann is not None:
+            from indexer.ann import read_ann
+
+            ann = read_ann(snapshots.read_index(self.directory, manifest), manifest.ann)
+        elif _is_small(len(ids), self._dim):
+            vectors = to_float32(vectors)
+        return View(manifest.version, ids, np.ones(len(ids), np.bool_), (vectors,), self._dim, ann)
+
+    def _compare_with_sql(self, session: Session, ids: Ids, vectors: NDArray[Any]) -> None:
+        """A snapshot of another history (an older database put back by hand) has other vectors."""
+        rows = np.unique(np.linspace(0, len(ids) - 1, SAMPLE_ROWS).astype(int))
+        wanted = {int(ids[row]): vectors[row].tobytes() for row in rows}
+        found = session.execute(select(ChunkRow.id, ChunkRow.vector).where(ChunkRow.id.in_(wanted)))
+        if any(wanted[id] != vector for id, vector in found):
+            raise DamagedSnapshot(f"the vector snapshot in {self.directory} is of another store")
+
+    def _caught_up(self, session: Session, view: View, version: int, tombstones_since: int) -> View:
+        newest = int(view.ids[-1]) if len(view.ids) else 0
+        ids, vectors = self._fetch(session, newest)
+        alive = np.concatenate([view.alive, np.ones(len(ids), np.bool_)])
+        all_ids = np.concatenate([view.ids, ids])
+        if len(view.ids):
+            alive[: len(view.ids)] &= self._still_there(session, view, tombstones_since)
+        blocks = _merged([*view.blocks, vectors] if len(ids) else list(view.blocks))
+        return replace(view, version=version, ids=all_ids, alive=alive, blocks=blocks)
+
+    def _fetch(self, session: Session, after: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Ids and vectors of the chunks with a larger id than `after`."""
+        statement = (
+            select(ChunkRow.id, ChunkRow.vector)
+            .where(ChunkRow.collection_id == self._collection_id, ChunkRow.id > after)
+            .order_by(ChunkRow.id)
+            .execution_options(yield_per=_FETCH_ROWS)
+        )
+        ids, vectors = [np.empty(0, np.int64)], [_rows(0, self._dim)]
+        total = 0
+        for page in session.execute(statement).partitions():
+            data = b"".join(row.vector for row in page)
+            if len(data) != 2 * self._dim * len(page):
+                raise StoreError(f"a stored vector does not have {self._dim} values; run `rwkv-embed verify`")
+            ids.append(np.array([row.id for row in page], np.int64))
+            vectors.append(to_float32(np.frombuffer(data, "<f2").reshape(len(page), self._dim)))
+            total += len(page)
+            if total > 10 * _FETCH_ROWS and total % (10 * _FETCH_ROWS) < len(page):
+                log.warning("rebuilding the vector index from SQL: %s chunks read", f"{total:,}")
+        return np.concatenate(ids), np.concatenate(vectors)
+
+    def _still_there(self, session: Session, view: View, tombstones_since: int) -> NDArray[np.bool_]:
+        """Which rows of a view are still in SQL: by tombstones, or by all ids when those are forgotten."""
+        if view.version >= tombstones_since:
+            dead = session.scalars(
+                select(TombstoneRow.chunk_id).where(
+                    TombstoneRow.collection_id == self._collection_id, TombstoneRow.version > view.version
+                )
+            ).all()
+            return ~np.isin(view.ids, np.array(dead, np.int64)) if dead else np.ones(len(view.ids), np.bool_)
+        live = session.scalars(select(ChunkRow.id).where(ChunkRow.collection_id == self._collection_id)).all()
+        return np.isin(view.ids, np.array(live, np.int64))
+
+    # saving and indexing
+
+    def maintain(self) -> None:
+        """After a write: if enough has changed, save a snapshot, with its index, in the background."""
+        with self._lock:
+            if self._builder is not None and self._builder.is_alive():
+                return
+            if not self._is_due():
+                return
+            self._builder = threading.Thread(target=self._maintain, name="vector-index")
+            self._builder.start()
+
+    def saved(self) -> snapshots.Manifest | None:
+        """The manifest of the newest snapshot."""
+        return next(iter(snapshots.manifests(self.directory, self._collection_id)), None)
+
+    def _is_due(self) -> bool:
+        saved = self.saved()
+        since_id, since_version = (saved.max_id, saved.version) if saved else (0, 0)
+        mine = ChunkRow.collection_id == self._collection_id
+        with self._store.read() as session:
+            new = session.scalar(select(func.count()).where(mine, ChunkRow.id > since_id)) or 0
+            dead = session.scalar(
+                select(func.count()).where(
+                    TombstoneRow.collection_id == self._collection_id, TombstoneRow.version > since_version
+                )
+            )
+            rows = session.scalar(select(func.count()).where(mine)) or 0
+        unindexed = saved is not None and saved.ann is None and self._store.index_kind == "auto"
+        if unindexed and not _is_small(rows, self._dim):
+            return True  # the process that should have built the index died
+        return new + (dead or 0) > max(SNAPSHOT_ROWS, SNAPSHOT_SHARE * (saved.count if saved else 0))
+
+    def _maintain(self) -> None:
+        try:
+            self.save()
+        except StoreLocked:
+            log.info("another process is saving the vector index")
+        except BuildStopped:
+            log.info("the vector index was not finished; the next write builds it")
+        except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
+            log.warning("the vector snapshot was not written (%s); nothing is lost", error)
+
+    def save(self, progress: Progress | None = None) -> View:
+        """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
+
+        StoreLocked: another process is doing it.
+        """
+        lock = WriterLock(self.directory / f"{self._collection_id}.lock")
+        self.directory.mkdir(exist_ok=True)
+        with lock.hold("saving the vector index", wait_s=0):
+            view = self.synchronised()
+            ids = view.ids[view.alive]
+            ann = self._built(view, len(ids), progress)
+            manifest = snapshots.write_snapshot(
+                self.directory,
+                self._collection_id,
+                view.version,
+                self._recipe,
+                ids,
+                (part.astype("<f2") for part in _live_parts(view)),
+                self._dim,
+                *(ann.packed() if ann is not None else (None, None)),
+            )
+            with self._lock:
+                blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
+                if _is_small(len(ids), self._dim):
+                    blocks = list(_live_parts(view))
+                alive = np.ones(len(ids), np.bool_)
+                self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
+        return self._view
+
+    def _built(self, view: View, count: int, progress: Progress | None) -> "ApproximateIndex | None":
+        if self._store.index_kind == "auto" and _is_small(count, self._dim):
+            return None
+        from indexer import ann
+
+        choice = ann.choose_index(count, self._dim, ann.free_memory(), self._store.index_kind)
+        if choice.kind == "exact":
+            return None
+        log.info("building the vector index: %s", choice.reason)
+        return ann.build(lambda: _live_parts(view), count, self._dim, choice, progress, self._stop)
+
+    def compact(self) -> None:
+        """Drop dead rows from memory and disk and rebuild the index; a small collection needs no snapshot."""
+        if len(self.synchronised()) > SNAPSHOT_ROWS:
+            self.save()
+            return
+        snapshots.remove_snapshots(self.directory, self._collection_id)
+        with self._lock:
+            self._view = None
+
+    def close(self, wait: bool = True) -> None:
+        """End background work: finish it, or give it up at the next step."""
+        if not wait:
+            self._stop.set()
+        builder = self._builder
+        if builder is not None and builder.is_alive() and builder is not threading.current_thread():
+            builder.join()
+
+    def recall(self, sample: int = 100, k: int = 10) -> float:
+        """Recall@k against exact search, with stored vectors as queries; 1.0 when the search is exact."""
+        view = self.synchronised()
+        if view.ann is None or not len(view):
+            return 1.0
+        live = np.flatnonzero(view.alive)
+        rows = np.random.default_rng(0).choice(live, min(sample, len(live)), replace=False)
+        found = 0
+        for query in view.gather(np.sort(rows)):
+            exact, _ = view.search(query, k, exact=True)
+            near, _ = view.search(query, k)
+            found += len(np.intersect1d(exact, near))
+        return found / (len(rows) * min(k, len(view)))
+
+
+def to_float32(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Exact conversion of finite float16, three times as fast as `astype`: the bits are moved into place.
+
+    A float16 is sign, 5 bits of exponent, 10 of fraction; shifted by 13 these are a float32's fields but for
+    the exponent's bias, which one multiplication by 2^(127-15) corrects, for subnormal numbers as well.
+    """
+    if vectors.dtype == np.float32:
+        return vectors
+    result = np.empty(vectors.shape, np.float32)
+    bits = np.ascontiguousarray(vectors).view(np.int16)
+    for i in range(0, len(result), 256):  # blocks that stay in the CPU's cache
+        block = result[i : i + 256]
+        words = block.view(np.int32)
+        words[:] = bits[i : i + 256]  # the sign is spread over the upper half
+        words <<= 13
+        words &= -0x70002000  # sign, exponent and fraction only
+        block *= np.float32(2.0**112)
+    return result
+
+
+def float32_parts(block: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+    """A block as float32, in parts that are small when they have to be made."""
+    if block.dtype == np.float32:
+        yield block
+        return
+    for i in range(0, len(block), _BLOCK_ROWS):
+        yield to_float32(block[i : i + _BLOCK_ROWS])
+
+
+def _live_parts(view: View) -> Iterator[NDArray[np.float32]]:
+    start = 0
+    for block in view.blocks:
+        for part in float32_parts(block):
+            alive = view.alive[start : start + len(part)]
+            yield part if alive.all() else part[alive]
+            start += len(part)
+
+
+def _merged(blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """Join the last blocks while one is not twice as long as the next, so that there are only a few."""
+    merged: list[NDArray[Any]] = []
+    for block in blocks:
+        merged.append(block)
+        while len(merged) > 1 and merged[-2].dtype == np.float32 and len(merged[-2]) < 2 * len(merged[-1]):
+            last = merged.pop()
+            merged[-1] = np.concatenate([merged[-1], last])
+    return tuple(merged)
+
+
+def _is_small(rows: int, dim: int) -> bool:
+    return rows * dim <= EXACT_VALUES
+
+
+def _rows(count: int, dim: int) -> NDArray[np.float32]:
+    return np.empty((count, dim), np.float32)
+
+
+def _empty_view(dim: int) -> View:
+    return View(0, np.empty(0, np.int64), np.empty(0, np.bool_), (), dim)

@@ -1,0 +1,214 @@
+"""Checking a store, and giving back the room that deleted things took."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.orm import Session
+
+from indexer import snapshots
+from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, JobRow, TombstoneRow
+from indexer.ingest import body_text
+from indexer.stats import total_size
+from indexer.vectors import to_float32
+
+if TYPE_CHECKING:
+    from indexer.store import Store
+
+NORM_TOLERANCE = 2e-3  # of a float16 vector
+LEAST_COSINE = 0.99  # of a stored and a fresh vector: float16, and kernels that add in another order
+MAX_PROBLEMS = 50  # per check; more of the same says nothing new
+_PAGE_ROWS = 10_000
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What was looked at and what was found wrong, in sentences."""
+
+    problems: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # checks that could not be made, and why
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """Bytes on disk before and after."""
+
+    bytes_before: int
+    bytes_after: int
+
+
+def verify(store: "Store", sample: int = 100) -> VerifyReport:
+    """Check the database's structure, the counts, every vector, every snapshot and a sample of documents.
+
+    `sample` chunks of each collection are embedded again and compared. Reads only; takes no lock.
+    """
+    report = VerifyReport()
+    with store.read() as session:
+        if store.is_sqlite:
+            _check_sqlite(session, report)
+            if not report.ok:
+                return report  # what is read from a damaged file says nothing
+        for row in session.scalars(select(CollectionRow)).all():
+            _check_rows(session, row, report)
+            _check_vectors(session, row, report)
+            _check_documents(session, row, report, sample)
+            _check_snapshots(store, row, report)
+            _check_embeddings(store, session, row, report, sample)
+            report.checked["collections"] = report.checked.get("collections", 0) + 1
+    return report
+
+
+def _check_sqlite(session: Session, report: VerifyReport) -> None:
+    for (message,) in session.execute(text(f"PRAGMA integrity_check({MAX_PROBLEMS})")):
+        if message != "ok":
+            report.problems.append(f"the database file is damaged: {message}; restore a backup")
+    for table, rowid, parent, _ in session.execute(text("PRAGMA foreign_key_check")).fetchmany(MAX_PROBLEMS):
+        report.problems.append(f"row {rowid} of {table} belongs to a row of {parent} that is not there")
+
+
+def _check_rows(session: Session, row: CollectionRow, report: VerifyReport) -> None:
+    """Chunks are numbered without gaps, belong to their document's collection and none is deleted."""
+    mine = ChunkRow.collection_id == row.id
+    gaps = (
+        select(ChunkRow.document_id)
+        .where(mine)
+        .group_by(ChunkRow.document_id)
+        .having((func.min(ChunkRow.ordinal) != 0) | (func.max(ChunkRow.ordinal) != func.count() - 1))
+    )
+    strays = select(ChunkRow.id).join(DocumentRow).where(mine, DocumentRow.collection_id != row.id)
+    undead = select(ChunkRow.id).join(TombstoneRow, TombstoneRow.chunk_id == ChunkRow.id).where(mine)
+    for statement, problem in (
+        (gaps, "chunks of document row {} are not numbered without gaps"),
+        (strays, "chunk {} belongs to a document of another collection"),
+        (undead, "chunk {} is there but recorded as deleted"),
+    ):
+        for id in session.scalars(statement.limit(MAX_PROBLEMS)):
+            report.problems.append(f"{row.name}: {problem.format(id)}")
+    for name, table in (("documents", DocumentRow), ("chunks", ChunkRow)):
+        count = session.scalar(select(func.count()).where(table.collection_id == row.id)) or 0
+        report.checked[name] = report.checked.get(name, 0) + count
+
+
+def _check_vectors(session: Session, row: CollectionRow, report: VerifyReport) -> None:
+    """Every vector has the collection's dimension and length 1."""
+    problems = 0
+    statement = select(ChunkRow.id, ChunkRow.vector).where(ChunkRow.collection_id == row.id)
+    for page in session.execute(statement.execution_options(yield_per=_PAGE_ROWS)).partitions():
+        whole = [(id, vector) for id, vector in page if len(vector) == 2 * row.dim]
+        bad = {id: "another dimension" for id, vector in page if len(vector) != 2 * row.dim}
+        data = np.frombuffer(b"".join(vector for _, vector in whole), "<f2").reshape(len(whole), row.dim)
+        norms = np.linalg.norm(to_float32(data), axis=1)
+        bad |= {
+            whole[i][0]: f"length {norms[i]:.4f}" for i in np.flatnonzero(~(abs(norms - 1) <= NORM_TOLERANCE))
+        }
+        for id, fault in bad.items():
+            problems += 1
+            if problems <= MAX_PROBLEMS:
+                report.problems.append(f"{row.name}: the vector of chunk {id} has {fault}")
+
+
+def _sampled(session: Session, row: CollectionRow, sample: int) -> Iterator[tuple[ChunkRow, DocumentRow]]:
+    """Up to `sample` chunks spread evenly over a collection, with their documents."""
+    mine = ChunkRow.collection_id == row.id
+    low, high = session.execute(select(func.min(ChunkRow.id), func.max(ChunkRow.id)).where(mine)).one()
+    if low is None:
+        return
+    seen = set()
+    for near in np.linspace(low, high, sample).astype(int).tolist():
+        chunk = session.scalar(
+            select(ChunkRow).where(mine, ChunkRow.id >= near).order_by(ChunkRow.id).limit(1)
+        )
+        if chunk is not None and chunk.id not in seen:
+            seen.add(chunk.id)
+            yield chunk, session.get_one(DocumentRow, chunk.document_id)
+
+
+def _check_documents(session: Session, row: CollectionRow, report: VerifyReport, sample: int) -> None:
+    """A chunk's text is what stands at its offsets in the document."""
+    for chunk, document in _sampled(session, row, sample):
+        whole = body_text(document.body)
+        if len(whole) != document.chars:
+            report.problems.append(f"{row.name}: the text of document {document.external_id!r} is not whole")
+        if whole[chunk.start : chunk.end] != chunk.text:
+            report.problems.append(
+                f"{row.name}: chunk {chunk.id} is not what its document says at its offsets"
+            )
+        session.expunge(document)  # and with it the text
+
+
+def _check_snapshots(store: "Store", row: CollectionRow, report: VerifyReport) -> None:
+    for manifest in snapshots.manifests(store.faiss_directory, row.id):
+        try:
+            snapshots.check(store.faiss_directory, manifest)
+            report.checked["snapshots"] = report.checked.get("snapshots", 0) + 1
+        except snapshots.DamagedSnapshot as damage:
+            report.problems.append(f"{row.name}: {damage}; nothing is lost, `rwkv-embed compact` rebuilds it")
+
+
+def _check_embeddings(
+    store: "Store", session: Session, row: CollectionRow, report: VerifyReport, sample: int
+) -> None:
+    """Stored vectors are what the model gives today."""
+    chunks = list(_sampled(session, row, sample))
+    if not chunks:
+        return
+    try:
+        embedder = store.collection(row.name).embedder
+    except Exception as error:  # whatever keeps the model from loading is a note: the data is not at fault
+        report.notes.append(f"{row.name}: no vector was compared with a fresh one ({error})")
+        return
+    if row.recipe["context"] == "document":
+        spans = [(body_text(document.body), (chunk.start, chunk.end)) for chunk, document in chunks]
+        fresh = np.concatenate([embedder.encode_chunks(whole, [span]) for whole, span in spans])
+    else:
+        fresh = embedder.encode_document([chunk.text for chunk, _ in chunks])
+    for (chunk, _), vector in zip(chunks, fresh, strict=True):
+        cosine = float(vector @ to_float32(np.frombuffer(chunk.vector, "<f2")[np.newaxis])[0])
+        if not cosine >= LEAST_COSINE:
+            report.problems.append(
+                f"{row.name}: chunk {chunk.id} has cosine {cosine:.3f} to its fresh vector"
+            )
+    report.checked["embedded again"] = report.checked.get("embedded again", 0) + len(chunks)
+
+
+def compact(store: "Store") -> CompactReport:
+    """Forget deletions, tidy the full-text index, shrink the database file and rebuild the vector indexes.
+
+    Other writers wait meanwhile, readers go on. Needs as much free disk as the database is large.
+    """
+    before = _size(store)
+    with store.write("compacting") as session:
+        for row in session.scalars(select(CollectionRow)).all():
+            session.execute(delete(TombstoneRow).where(TombstoneRow.collection_id == row.id))
+            session.execute(
+                update(CollectionRow).where(CollectionRow.id == row.id).values(tombstones_since=row.version)
+            )
+            store.fulltext.optimize(session.connection(), row.id)
+        session.execute(delete(JobRow).where(JobRow.status == "done"))
+    if store.is_sqlite:
+        with store.exclusive("compacting"):
+            _vacuum(store)
+    for info in store.collections():
+        store.collection(info.name).index.compact()
+    return CompactReport(before, _size(store))
+
+
+def _vacuum(store: "Store") -> None:
+    """VACUUM outside a transaction; then move the log into the database, as far as readers let us."""
+    connection: Any = store.engine.raw_connection()
+    try:
+        connection.cursor().execute("VACUUM")
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        connection.close()
+
+
+def _size(store: "Store") -> int:
+    return total_size(path for path in store.directory.rglob("*") if path.is_file())
