@@ -1,0 +1,299 @@
+"""Full text inside the store's own transactions: BM25 over the terms of `analysis`, behind a small protocol.
+
+SQLite: one contentless FTS5 table per collection, `terms_<id>(words, variants)` with the chunk's id as row
+id. It keeps no copy of the text: a row is removed by giving FTS5 the text again, which works in every SQLite
+since 3.9 (the newer `contentless_delete` would make a store unreadable to older ones). Terms are separated by
+spaces and hold nothing that FTS5's `ascii` tokenizer splits.
+
+A query is parsed here, never by FTS5: "a phrase" and -excluded and prefix* are understood, everything else is
+words. The FTS5 expression is built from analysed terms in double quotes and bound as a parameter, so that no
+input is syntax.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Protocol
+
+import regex
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    column,
+    literal_column,
+    select,
+    table,
+    text,
+)
+
+from indexer.analysis import index_terms, query_terms
+from indexer.errors import StoreError
+
+MAX_TERMS = 64  # of a query; a pasted page is cut to its rarest terms
+MAX_CONSIDERED_TERMS = 512  # whose frequencies are looked up to find the rarest
+MATCH_BUDGET = (
+    50_000  # rows that the terms of a question may match together before its commonest terms are left out
+)
+CANDIDATES = 100_000  # matching rows that are ranked at most, the newest first
+BATCH_ROWS = 500
+
+Row = tuple[int, str]  # (chunk id, text)
+
+
+class FullText(Protocol):
+    """A full-text index of each collection. All methods work inside the caller's transaction."""
+
+    def create(self, connection: Connection, collection_id: int) -> None:
+        """Make the empty index of a collection."""
+
+    def drop(self, connection: Connection, collection_id: int) -> None:
+        """Remove it; nothing happens when there is none."""
+
+    def add(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
+        """Index chunks. A chunk id must not be there already."""
+
+    def remove(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
+        """Remove chunks. The text must be the one that was added."""
+
+    def search(
+        self,
+        connection: Connection,
+        collection_id: int,
+        query: str,
+        limit: int,
+        allowed: Select[Any] | None = None,
+    ) -> list[tuple[int, float]]:
+        """The best chunks as (chunk id, BM25 score), larger is better. `allowed` selects chunk ids."""
+
+    def demanded(
+        self, collection_id: int, query: str, chunk_id: ColumnElement[int]
+    ) -> ColumnElement[bool] | None:
+        """The condition that a chunk has the query's phrases and nothing it excludes; None without such."""
+
+    def optimize(self, connection: Connection, collection_id: int) -> None:
+        """Merge the index into its smallest form."""
+
+
+def fulltext_for(engine: Engine) -> FullText:
+    """The implementation for an engine's database. Raises StoreError when there is none."""
+    if engine.dialect.name == "sqlite":
+        return SqliteFullText()
+    raise StoreError(f"there is no full text for {engine.dialect.name!r} databases; expected sqlite")
+
+
+# --- queries ---------------------------------------------------------------------------------------
+
+_PART = regex.compile(
+    r'(?<!\S)(?P<minus>-)?"(?P<phrase>[^"]*)"|(?<!\S)-(?P<excluded>[^\s"-]\S*)|(?P<word>\S+)'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedQuery:
+    """What a person asked for. `text` is the query without operators, as an embedder should read it."""
+
+    text: str
+    terms: tuple[str, ...] = ()  # any of them
+    prefixes: tuple[str, ...] = ()  # any of them, as the beginning of a word
+    phrases: tuple[tuple[str, ...], ...] = ()  # all of them
+    excluded: tuple[tuple[str, ...], ...] = ()  # none of them
+
+    @property
+    def demands(self) -> bool:
+        """Whether some chunks are ruled out, however similar they are."""
+        return bool(self.phrases or self.excluded)
+
+
+@dataclass(slots=True)
+class _Parts:
+    kept: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    phrases: list[tuple[str, ...]] = field(default_factory=list)
+    excluded: list[tuple[str, ...]] = field(default_factory=list)
+
+
+@lru_cache(maxsize=256)
+def parse_query(query: str) -> ParsedQuery:
+    """Understand "phrases", -exclusions and prefixes*. Never fails: what is no operator is text."""
+    parts = _Parts()
+    for match in _PART.finditer(query):
+        _sort_in(match, parts)
+    return ParsedQuery(
+        text=" ".join(parts.kept),
+        terms=tuple(query_terms(" ".join(parts.words))),
+        prefixes=tuple(dict.fromkeys(parts.prefixes)),
+        phrases=tuple(dict.fromkeys(parts.phrases)),
+        excluded=tuple(dict.fromkeys(parts.excluded)),
+    )
+
+
+def _sort_in(match: Any, parts: _Parts) -> None:
+    excluded = match["excluded"] or (match["phrase"] if match["minus"] else None)
+    if excluded is not None:
+        words = tuple(index_terms(excluded).words)
+        if words:
+            parts.excluded.append(words)
+            return
+    if match["phrase"] is not None:
+        parts.kept.append(match["phrase"])
+        words = tuple(index_terms(match["phrase"]).words)
+        if words:
+            parts.phrases.append(words)
+        return
+    word = match.group()
+    parts.kept.append(word.rstrip("*"))
+    beginnings = index_terms(word).words if word.endswith("*") else []
+    if len(beginnings) == 1:
+        parts.prefixes.append(beginnings[0])
+    else:
+        parts.words.append(word)
+
+
+# --- SQLite ----------------------------------------------------------------------------------------
+
+
+class SqliteFullText:
+    """`FullText` on SQLite FTS5."""
+
+    def create(self, connection: Connection, collection_id: int) -> None:
+        name = _name(collection_id)
+        connection.execute(
+            text(f"CREATE VIRTUAL TABLE {name} USING fts5(words, variants, content='', tokenize='ascii')")
+        )
+        connection.execute(text(f"CREATE VIRTUAL TABLE {name}_vocabulary USING fts5vocab('{name}', 'row')"))
+
+    def drop(self, connection: Connection, collection_id: int) -> None:
+        name = _name(collection_id)
+        connection.execute(text(f"DROP TABLE IF EXISTS {name}_vocabulary"))
+        connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+
+    def add(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
+        name = _name(collection_id)
+        self._write(
+            connection, f"INSERT INTO {name}(rowid, words, variants) VALUES (:id, :words, :variants)", rows
+        )
+
+    def remove(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
+        name = _name(collection_id)
+        statement = (
+            f"INSERT INTO {name}({name}, rowid, words, variants) VALUES ('delete', :id, :words, :variants)"
+        )
+        self._write(connection, statement, rows)
+
+    def optimize(self, connection: Connection, collection_id: int) -> None:
+        name = _name(collection_id)
+        connection.execute(text(f"INSERT INTO {name}({name}) VALUES ('optimize')"))
+
+    def search(
+        self,
+        connection: Connection,
+        collection_id: int,
+        query: str,
+        limit: int,
+        allowed: Select[Any] | None = None,
+    ) -> list[tuple[int, float]]:
+        parsed = parse_query(query)
+        terms = self._rarest(connection, collection_id, parsed.terms)
+        expression = _expression(parsed, terms)
+        if expression is None or limit < 1:
+            return []
+        index = table(_name(collection_id), column("rowid"), column("rank"))
+        found = select(index.c.rowid, index.c.rank).where(_match(collection_id, expression))
+        if allowed is not None:
+            found = found.where(index.c.rowid.in_(allowed))
+        newest = found.order_by(index.c.rowid.desc()).limit(CANDIDATES).subquery()
+        ranked = select(newest.c.rowid, newest.c.rank).order_by(newest.c.rank, newest.c.rowid).limit(limit)
+        return [(row.rowid, -row.rank) for row in connection.execute(ranked)]
+
+    def demanded(
+        self, collection_id: int, query: str, chunk_id: ColumnElement[int]
+    ) -> ColumnElement[bool] | None:
+        parsed = parse_query(query)
+        if not parsed.demands:
+            return None
+        index = table(_name(collection_id), column("rowid"))
+
+        def rows(expression: str) -> Select[Any]:
+            return select(index.c.rowid).where(_match(collection_id, expression))
+
+        conditions = [chunk_id.in_(rows(_all(parsed.phrases)))] if parsed.phrases else []
+        if parsed.excluded:
+            conditions.append(chunk_id.not_in(rows(_any(parsed.excluded))))
+        return and_(*conditions)
+
+    def _write(self, connection: Connection, statement: str, rows: Iterable[Row]) -> None:
+        waiting = iter(rows)
+        while batch := list(islice(waiting, BATCH_ROWS)):
+            connection.execute(text(statement), [_values(chunk_id, chunk) for chunk_id, chunk in batch])
+
+    def _rarest(self, connection: Connection, collection_id: int, terms: Sequence[str]) -> list[str]:
+        """The terms that tell most, rarest first, as many as `MATCH_BUDGET` allows.
+
+        In a large collection "the" matches nearly every row, costs seconds to rank and moves nothing: its
+        weight in BM25 is close to 0.
+        """
+        vocabulary = f"{_name(collection_id)}_vocabulary"
+        frequencies = text(
+            f"SELECT v.doc, v.term FROM json_each(:terms) t CROSS JOIN {vocabulary} v ON v.term = t.value"
+        )
+        considered = json.dumps(terms[:MAX_CONSIDERED_TERMS])
+        known = sorted(tuple(row) for row in connection.execute(frequencies, {"terms": considered}))
+        chosen: list[str] = []
+        total = 0
+        for documents, term in known[:MAX_TERMS]:
+            total += documents
+            if chosen and total > MATCH_BUDGET:
+                break
+            chosen.append(term)
+        return chosen
+
+
+def _name(collection_id: int) -> str:
+    return f"terms_{int(collection_id)}"
+
+
+def _match(collection_id: int, expression: str) -> ColumnElement[bool]:
+    return literal_column(_name(collection_id)).op("MATCH", is_comparison=True)(expression)
+
+
+def _values(chunk_id: int, chunk: str) -> dict[str, Any]:
+    terms = index_terms(chunk)
+    return {"id": chunk_id, "words": " ".join(terms.words), "variants": " ".join(terms.variants)}
+
+
+def _quote(terms: Sequence[str]) -> str:
+    """One FTS5 string; terms hold no quotes, so nothing needs escaping."""
+    return f'"{" ".join(terms)}"'
+
+
+def _any(phrases: Iterable[Sequence[str]]) -> str:
+    return "words : (" + " OR ".join(_quote(phrase) for phrase in phrases) + ")"
+
+
+def _all(phrases: Iterable[Sequence[str]]) -> str:
+    return "words : (" + " AND ".join(_quote(phrase) for phrase in phrases) + ")"
+
+
+def _expression(parsed: ParsedQuery, terms: Sequence[str]) -> str | None:
+    """The FTS5 expression of a query, or None when it has nothing to look for.
+
+    Phrases are demanded, words beside them only raise the rank: `(phrases AND words) OR phrases`.
+    """
+    wanted = [_quote([term]) for term in terms] + [
+        f"words : {_quote([prefix])} *" for prefix in parsed.prefixes
+    ]
+    any_word = "(" + " OR ".join(wanted) + ")" if wanted else None
+    if parsed.phrases:
+        demanded = _all(parsed.phrases)
+        positive = f"(({demanded}) AND {any_word}) OR ({demanded})" if any_word else demanded
+    elif any_word:
+        positive = any_word
+    else:
+        return None
+    return f"({positive}) NOT ({_any(parsed.excluded)})" if parsed.excluded else positive

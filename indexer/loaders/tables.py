@@ -1,0 +1,140 @@
+"""Tables and JSON: one part per row or object, its text from the text columns, the rest as metadata."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from indexer.loaders.part import Part, UnreadableFile
+from indexer.loaders.plain import decode
+
+TEXT_COLUMNS = ("text", "content", "body", "abstract", "description")  # the first that a row has is its text
+TITLE_COLUMNS = ("title", "name", "subject", "headline")
+ID_COLUMNS = ("id", "_id", "doc_id", "document_id", "key")
+MAX_ROWS = 1_000_000
+_MAX_CELL_CHARS = 2**31 - 1
+
+
+def parse_csv(data: bytes, name: str) -> list[Part]:
+    """A table whose first row names the columns; commas, semicolons, tabs or bars between them."""
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    text = decode(data)
+    delimiter = _delimiter(text[:65_536]) if not name.lower().endswith(".tsv") else "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns = [
+        column.strip() or f"column {number}" for number, column in enumerate(next(reader, []), start=1)
+    ]
+    rows = (dict(zip(columns, row, strict=False)) for row in reader if any(cell.strip() for cell in row))
+    return _rows({key: _number(value) for key, value in row.items()} for row in rows)
+
+
+def parse_jsonl(data: bytes, name: str) -> list[Part]:
+    """One JSON object per line."""
+    return _rows(_objects(decode(data)))
+
+
+def parse_json(data: bytes, name: str) -> list[Part]:
+    """A list of objects is a table. Any other JSON is one document: its strings and numbers, one per line."""
+    value = _json(decode(data), "the file")
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return _rows(value)
+    if isinstance(value, dict) and _first(value, TEXT_COLUMNS):
+        part = _part(value, 1)
+        part.key = None
+        return [part]
+    return [Part("\n".join(_leaves(value, "")))]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            value = _json(line, f"line {number}")
+            if not isinstance(value, dict):
+                raise UnreadableFile(f"line {number} is not a JSON object")
+            yield value
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnreadableFile(f"{where} is not JSON: {error}") from None
+
+
+def _rows(rows: Iterable[dict[str, Any]]) -> list[Part]:
+    """A part per row. The key is the row's id; a row without one, or with one already used, gets its number."""
+    parts, used = [], set()
+    for number, row in enumerate(rows, start=1):
+        if number > MAX_ROWS:
+            raise UnreadableFile(f"it has more than {MAX_ROWS:,} rows; split the file")
+        part = _part(row, number)
+        if part.key in used:
+            part.key = f"row{number}"
+        used.add(part.key)
+        parts.append(part)
+    return parts
+
+
+def _part(row: dict[str, Any], number: int) -> Part:
+    key, title, text = (_first(row, names) for names in (ID_COLUMNS, TITLE_COLUMNS, TEXT_COLUMNS))
+    taken = {column for column in (key, title, text) if column}
+    if isinstance(row.get("metadata"), dict):  # as in BEIR corpora: its fields are the row's
+        row = {**row.pop("metadata"), **row}
+    if text:
+        content = str(row[text])
+        metadata = {
+            column: value for column, value in row.items() if column not in taken and value not in (None, "")
+        }
+    else:  # a table of facts: the row itself is the text
+        content = "\n".join(f"{column}: {value}" for column, value in row.items() if value not in (None, ""))
+        metadata = {
+            column: value for column, value in row.items() if column != key and value not in (None, "")
+        }
+    return Part(
+        content,
+        title=str(row[title]) if title else None,
+        key=str(row[key]) if key else str(number),
+        metadata=metadata,
+    )
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """The row's own spelling of the first of `names` that has a value which is text or a number."""
+    by_name = {column.lower(): column for column in reversed(row) if isinstance(column, str)}
+    for name in names:
+        column = by_name.get(name)
+        if column is not None and isinstance(row[column], (str, int, float)) and str(row[column]).strip():
+            return column
+    return None
+
+
+def _leaves(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, path)
+    elif value is not None:
+        yield f"{path}: {value}" if path else str(value)
+
+
+def _delimiter(sample: str) -> str:
+    """The candidate that the header has most of."""
+    header = sample.split("\n", 1)[0]
+    return max(",;\t|", key=header.count)
+
+
+def _number(value: str) -> Any:
+    """A cell that looks like a plain number is one, so that `--where 'year >= 2020'` works on tables."""
+    text = value.strip()
+    digits = text.lstrip("-")
+    if not digits or len(text) > 15 or (digits[0] == "0" and digits[1:2].isdigit()):
+        return value
+    if digits.isascii() and digits.isdigit() and len(text) - len(digits) <= 1:
+        return int(text)
+    whole, _, fraction = digits.partition(".")
+    if whole.isascii() and whole.isdigit() and fraction.isascii() and fraction.isdigit():
+        return float(text)
+    return value

@@ -1,0 +1,283 @@
+"""Search a collection: dense, lexical or both, filtered, grouped, spread out, explained.
+
+    query -> vector -> dense ranking ┐ └────> terms  -> lexical ranking ┴-> fusion -> rerank -> one per
+    document -> variety -> threshold -> page -> hits
+
+Filters never cost results. Each arm first ranks without the filter and keeps what passes, which is the right
+answer whenever enough passes; only when too little does, the passing chunk ids are listed and the arm ranks
+those alone. Every stage that drops candidates (filter, grouping) makes the search go deeper until `top_k`
+hits are found or nothing is left. "phrases" and -exclusions of a query hold in every mode.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy.orm import Session
+
+from indexer.analysis import query_terms
+from indexer.chunking import sentences
+from indexer.db.tables import ChunkRow, DocumentRow
+from indexer.errors import InvalidQuery, LimitExceeded
+from indexer.filters import parse as parse_filter
+from indexer.fulltext import ParsedQuery, parse_query
+from indexer.fusion import maximal_marginal_relevance, reciprocal_rank_fusion
+from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
+from indexer.loaders.clean import clean_text
+from indexer.types import Reranker, SearchHit, SearchOptions
+
+if TYPE_CHECKING:
+    from indexer.collection import Collection
+
+# Measured by benchmarks/tune_fusion.py on XQuAD in eight languages; docs/log.md has the table.
+RRF_K = 10.0
+WEIGHTS = {"dense": 1.0, "lexical": 1.0}
+
+MIN_DEPTH = 50  # candidates of each arm: fusion needs more than a page
+DEPTH_PER_HIT = 3
+MAX_DEPTH = 100_000  # where the search for one more document gives up
+MAX_OFFSET = 10_000
+RERANK_DEPTH = 50
+MMR_DEPTH = 5  # candidates per hit among which variety is looked for
+
+Ranking = list[tuple[int, float]]  # (chunk id, score), best first
+
+
+def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
+    """The best passages for `query`, best first.
+
+    Scores are cosines (dense), BM25 (lexical) or fused ranks with 1.0 for "first in both" (hybrid); a
+    reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or LimitExceeded; no text of a
+    query is ever an error.
+    """
+    options = options or SearchOptions()
+    query = clean_text(query)
+    _check(query, options)
+    wanted = options.offset + options.top_k
+    with collection.session() as session:
+        request = _Request(collection, session, query, options)
+        depth = max(MIN_DEPTH, DEPTH_PER_HIT * wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1))
+        while True:
+            candidates, exhausted = request.candidates(depth)
+            if exhausted or len(candidates) >= wanted or depth >= MAX_DEPTH:
+                break
+            depth *= 4
+        if options.mmr_lambda is not None:
+            candidates = _spread(collection, candidates, wanted, options.mmr_lambda)
+        if options.score_threshold is not None:
+            candidates = [candidate for candidate in candidates if candidate.score >= options.score_threshold]
+        return request.hits(candidates[options.offset : wanted])
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A chunk that may become a hit, and where it came from."""
+
+    chunk_id: int
+    document_id: int
+    score: float
+    origin: dict[str, dict[str, float]]  # arm -> rank and score
+
+
+def _check(query: str, options: SearchOptions) -> None:
+    if not query.strip():
+        raise InvalidQuery("the query is empty; expected some words to look for")
+    if len(query) > MAX_QUERY_CHARS:
+        raise LimitExceeded(
+            f"the query has {len(query):,} characters; at most {MAX_QUERY_CHARS:,} are allowed"
+        )
+    if not 1 <= options.top_k <= MAX_TOP_K:
+        raise InvalidQuery(f"top_k is {options.top_k}; expected 1 to {MAX_TOP_K}")
+    if not 0 <= options.offset <= MAX_OFFSET:
+        raise InvalidQuery(f"offset is {options.offset}; expected 0 to {MAX_OFFSET}")
+    if options.mode not in ("dense", "lexical", "hybrid"):
+        raise InvalidQuery(f"mode is {options.mode!r}; expected dense, lexical or hybrid")
+    if options.group_by not in ("chunk", "document"):
+        raise InvalidQuery(f"group_by is {options.group_by!r}; expected chunk or document")
+    if options.mmr_lambda is not None and not 0 <= options.mmr_lambda <= 1:
+        raise InvalidQuery(f"mmr_lambda is {options.mmr_lambda}; expected 0 (variety) to 1 (relevance)")
+
+
+class _Request:
+    """One search: the parsed query and filter, and the arms that rank for it."""
+
+    def __init__(
+        self, collection: "Collection", session: Session, query: str, options: SearchOptions
+    ) -> None:
+        self.collection, self.session, self.query, self.options = collection, session, query, options
+        self.parsed: ParsedQuery = parse_query(query)
+        if not self.parsed.text.strip():
+            raise InvalidQuery("the query only excludes; add something to look for")
+        self.condition = self._condition()
+        self.allowed_ids: NDArray[np.int64] | None = None
+        self.vector: NDArray[np.float32] | None = None
+
+    def candidates(self, depth: int) -> tuple[list[_Candidate], bool]:
+        """Candidates after fusion, reranking and grouping; and whether there are no more of them."""
+        arms = {"dense": self._dense, "lexical": self._lexical}
+        names = list(arms) if self.options.mode == "hybrid" else [self.options.mode]
+        rankings, exhausted = {}, True
+        for name in names:
+            rankings[name], at_end = self._passing(arms[name], depth)
+            exhausted = exhausted and at_end
+        if len(rankings) == 1:
+            fused = next(iter(rankings.values()))
+        else:
+            ids = {name: [chunk_id for chunk_id, _ in ranking] for name, ranking in rankings.items()}
+            fused = reciprocal_rank_fusion(ids, WEIGHTS, RRF_K)
+        found = self._placed(fused, rankings)
+        if self.options.rerank:
+            found, exhausted = self._reranked(found), True
+        return (_best_of_each_document(found) if self.options.group_by == "document" else found), exhausted
+
+    def hits(self, page: Sequence[_Candidate]) -> list[SearchHit]:
+        """The hits of a page, in its order."""
+        statement = (
+            select(ChunkRow, DocumentRow)
+            .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
+            .where(ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in page)))
+        )
+        rows = {chunk.id: (chunk, document) for chunk, document in self.session.execute(statement)}
+        return [
+            self._hit(candidate, *rows[candidate.chunk_id])
+            for candidate in page
+            if candidate.chunk_id in rows
+        ]
+
+    def _hit(self, candidate: _Candidate, chunk: ChunkRow, document: DocumentRow) -> SearchHit:
+        return SearchHit(
+            score=candidate.score,
+            document_id=document.external_id,
+            chunk_id=chunk.id,
+            title=document.title,
+            uri=document.uri,
+            language=chunk.language or document.language,
+            text=chunk.text,
+            start=chunk.start,
+            end=chunk.end,
+            metadata=document.meta,
+            highlights=highlights(self.parsed.text, chunk.text),
+            explain=candidate.origin if self.options.explain else None,
+        )
+
+    def _condition(self) -> ColumnElement[bool] | None:
+        """What a chunk must fulfil besides being similar, over ChunkRow joined with DocumentRow; None: nothing."""
+        dialect = self.session.get_bind().dialect
+        parts = []
+        if self.options.where is not None:
+            parts.append(parse_filter(self.options.where).to_sql(dialect))
+        demanded = self.collection.store.fulltext.demanded(self.collection.id, self.query, ChunkRow.id)
+        if demanded is not None:
+            parts.append(demanded)
+        return and_(*parts) if parts else None
+
+    def _passing(self, arm: Callable[[int, bool], Ranking], depth: int) -> tuple[Ranking, bool]:
+        """The arm's best chunks that fulfil the condition, up to `depth`; and whether it has no more of them."""
+        ranking = arm(depth, False)
+        at_end = len(ranking) < depth
+        if self.condition is None:
+            return ranking, at_end
+        passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
+        kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
+        if at_end or len(kept) >= self.options.offset + self.options.top_k:
+            return kept, at_end
+        ranking = arm(depth, True)
+        return ranking, len(ranking) < depth
+
+    def _dense(self, depth: int, restricted: bool) -> Ranking:
+        if self.vector is None:
+            self.vector = self.collection.embedder.encode_query(self.parsed.text)
+        if restricted and self.allowed_ids is None:
+            self.allowed_ids = np.fromiter(self.session.scalars(self._allowed()), np.int64)
+        ids, scores = self.collection.vectors.search(
+            self.vector, depth, allowed=self.allowed_ids if restricted else None, exact=self.options.exact
+        )
+        return list(zip(ids.tolist(), scores.tolist(), strict=True))
+
+    def _lexical(self, depth: int, restricted: bool) -> Ranking:
+        return self.collection.store.fulltext.search(
+            self.session.connection(),
+            self.collection.id,
+            self.query,
+            depth,
+            self._allowed() if restricted else None,
+        )
+
+    def _allowed(self) -> Select[Any]:
+        """The ids of all chunks that fulfil the condition."""
+        statement = select(ChunkRow.id).where(ChunkRow.collection_id == self.collection.id)
+        if self.options.where is not None:
+            statement = statement.join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
+        return statement if self.condition is None else statement.where(self.condition)
+
+    def _fulfilling(self, ids: Sequence[int]) -> set[int]:
+        return set(self.session.scalars(self._allowed().where(ChunkRow.id.in_(_listed(ids)))))
+
+    def _placed(self, fused: Ranking, rankings: dict[str, Ranking]) -> list[_Candidate]:
+        """Candidates in ranked order; a chunk deleted since the vectors were read is left out."""
+        statement = select(ChunkRow.id, ChunkRow.document_id).where(
+            ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
+        )
+        documents = {chunk_id: document_id for chunk_id, document_id in self.session.execute(statement)}
+        origins: dict[int, dict[str, dict[str, float]]] = {}
+        for arm, ranking in rankings.items():
+            for rank, (chunk_id, score) in enumerate(ranking, start=1):
+                origins.setdefault(chunk_id, {})[arm] = {"rank": rank, "score": score}
+        return [
+            _Candidate(chunk_id, documents[chunk_id], score, origins[chunk_id])
+            for chunk_id, score in fused
+            if chunk_id in documents
+        ]
+
+    def _reranked(self, found: list[_Candidate]) -> list[_Candidate]:
+        """The best candidates in the reranker's order and with its scores; the rest is dropped."""
+        reranker: Reranker | None = getattr(self.collection, "reranker", None)
+        if reranker is None:
+            raise InvalidQuery("rerank was asked for, but this collection has no reranker; search without it")
+        best = found[: max(RERANK_DEPTH, self.options.offset + self.options.top_k)]
+        statement = select(ChunkRow.id, ChunkRow.text).where(
+            ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
+        )
+        texts = {chunk_id: text for chunk_id, text in self.session.execute(statement)}
+        scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
+        for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
+            candidate.origin["first"] = {"rank": rank, "score": candidate.score}
+            candidate.score = float(score)
+        return sorted(best, key=lambda candidate: (-candidate.score, candidate.chunk_id))
+
+
+def _listed(ids: Iterable[int]) -> Select[Any]:
+    """Ids as one bound parameter, however many there are."""
+    element = func.json_each(json.dumps(list(ids))).table_valued("value")
+    return select(element.c.value)
+
+
+def _best_of_each_document(found: Iterable[_Candidate]) -> list[_Candidate]:
+    best: dict[int, _Candidate] = {}
+    for candidate in found:
+        best.setdefault(candidate.document_id, candidate)
+    return list(best.values())
+
+
+def _spread(
+    collection: "Collection", found: list[_Candidate], wanted: int, trade_off: float
+) -> list[_Candidate]:
+    """The candidates in the order of maximal marginal relevance."""
+    pool = found[: MMR_DEPTH * wanted]
+    vectors = collection.vectors.get(np.array([candidate.chunk_id for candidate in pool], np.int64))
+    order = maximal_marginal_relevance([candidate.score for candidate in pool], vectors, trade_off, wanted)
+    return [pool[position] for position in order]
+
+
+def highlights(query: str, text: str) -> list[tuple[int, int]]:
+    """The sentence of `text` that shares most terms with the query, as (start, end); [] when none shares any."""
+    wanted = set(query_terms(query))
+    spans = sentences(text)
+    shared = [len(wanted.intersection(query_terms(text[start:end]))) for start, end in spans]
+    if not any(shared):
+        return []
+    return [spans[max(range(len(spans)), key=shared.__getitem__)]]
