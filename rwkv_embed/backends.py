@@ -1,0 +1,200 @@
+"""What an embedder needs of a model, and the two things that provide it.
+
+    FastBackend    the torch-free engine, for RWKV-7 embedding checkpoints: the bundled default
+    TorchBackend   `load_model`, for every other generation and packaging
+
+Both speak NumPy: hidden states are float32 arrays, a state is a list of float32 arrays in the order of PyPI's
+`rwkv` (see `pooling`). Nothing above this file knows which one is running.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_embed.config import ModelConfig
+from rwkv_embed.hub import RANGES, ModelFiles
+from rwkv_embed.pooling import Head
+
+Floats = NDArray[np.float32]
+State = Any  # a value of the back end's own; never changed in place
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model besides its weights.
+
+    `identity` is a hash of weights and tokenizer. `eos` is the token appended to each text of an embedder.
+    """
+
+    model_id: str
+    identity: str
+    config: ModelConfig
+    eos: int | None = None
+    head: Head | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    int8_ranges: Path | None = None
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def hidden(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None, *, keep: bool = True
+    ) -> tuple[Floats, list[State]]:
+        """Read token lists of any lengths >= 1. Last hidden states (B, C) and new states; arguments
+        untouched.
+
+        Without `keep` the states are not wanted, and are None.
+        """
+        ...
+
+    def hidden_sequence(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None
+    ) -> tuple[list[Floats], list[State]]:
+        """The same with the hidden state of every token: B arrays (T_i, C)."""
+        ...
+
+    def arrays(self, state: State) -> list[Floats]:
+        """A state as arrays."""
+        ...
+
+    def state(self, arrays: Sequence[Floats]) -> State:
+        """The inverse of `arrays`. Raises ValueError when number or shapes are not this model's."""
+        ...
+
+
+def open_backend(files: ModelFiles, dtype: str | None, threads: int | None) -> Backend:
+    """Load the model that `hub.resolve` found, with the fast engine where it can."""
+    from rwkv_embed.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(files.weights)
+    fast = (
+        checkpoint.config.version == "7"
+        and checkpoint.config.kind == "embedder"
+        and checkpoint.packaging == "safetensors"
+        and dtype is None
+        and all(entry.dtype != "BF16" for entry in checkpoint.tensors.values())  # NumPy has no bfloat16
+    )
+    return FastBackend(files, threads) if fast else TorchBackend(files, dtype or "float32", threads)
+
+
+class FastBackend:
+    """`rwkv_embed.ops.fast.FastRWKV7`: NumPy and compiled kernels, no torch; states are arrays."""
+
+    def __init__(self, files: ModelFiles, threads: int | None) -> None:
+        from safetensors import safe_open
+
+        from rwkv_embed.ops.fast import FastRWKV7
+        from rwkv_embed.tokenizer import load_tokenizer
+
+        self._model = FastRWKV7.from_file(files.weights, threads=threads)
+        with safe_open(files.weights, framework="numpy") as file:
+            names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
+            head = Head.from_tensors({name: file.get_tensor(name) for name in names})
+        self.tokenizer: Tokenizer = load_tokenizer(
+            files.tokenizer, vocab_size=self._model.config.vocab_size, beside=files.weights
+        )
+        self.info = _describe(files, self._model.config, head)
+
+    def hidden(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None, *, keep: bool = True
+    ) -> tuple[Floats, list[State]]:
+        hidden, after = self._model.hidden(batch, states, return_states=keep)
+        return hidden, after or [None] * len(batch)
+
+    def hidden_sequence(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None
+    ) -> tuple[list[Floats], list[State]]:
+        return self._model.hidden(batch, states, full_output=True)
+
+    def arrays(self, state: State) -> list[Floats]:
+        return list(state)
+
+    def state(self, arrays: Sequence[Floats]) -> State:
+        check_shapes(arrays, [array.shape for array in self._model.zero_state()])
+        return list(arrays)
+
+
+class TorchBackend:
+    """`rwkv_embed.load_model`: every generation, every packaging."""
+
+    def __init__(self, files: ModelFiles, dtype: str, threads: int | None) -> None:
+        import torch
+
+        from rwkv_embed.models import load_model
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._model = load_model(files.weights, dtype=dtype, tokenizer=files.tokenizer)
+        self.tokenizer: Tokenizer = self._model.tokenizer
+        head = None
+        if self._model.config.kind == "embedder":
+            head = Head.from_tensors(read_tensors(files.weights, "head.")[0])
+        self.info = _describe(files, self._model.config, head)
+
+    def hidden(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None, *, keep: bool = True
+    ) -> tuple[Floats, list[State]]:
+        hidden, after = self._model.hidden(batch, states)
+        return hidden.float().numpy(), list(after) if keep else [None] * len(batch)
+
+    def hidden_sequence(
+        self, batch: Sequence[Sequence[int]], states: Sequence[State] | None = None
+    ) -> tuple[list[Floats], list[State]]:
+        hidden, after = self._model.hidden(batch, states, full_output=True)
+        return [row.float().numpy() for row in hidden], list(after)
+
+    def arrays(self, state: State) -> list[Floats]:
+        return [tensor.float().numpy() for tensor in state.tensors]
+
+    def state(self, arrays: Sequence[Floats]) -> State:
+        import torch
+
+        state = self._model.zero_state()
+        check_shapes(arrays, [tuple(tensor.shape) for tensor in state.tensors])
+        return type(state)(state.config, [torch.from_numpy(array.copy()) for array in arrays])
+
+
+def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Floats], Mapping[str, Any]]:
+    """Tensors of a checkpoint whose official names start with `prefix`, as float32; and its plain values."""
+    from rwkv_embed.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    return {name: checkpoint.get(name).float().numpy() for name in names}, checkpoint.extras
+
+
+def check_shapes(arrays: Sequence[Floats], expected: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError unless the arrays are the ones a state of this model has."""
+    shapes = [array.shape for array in arrays]
+    if shapes != list(expected):
+        raise ValueError(f"the state has arrays of shapes {shapes}, this model needs {list(expected)}")
+
+
+def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> ModelInfo:
+    eos = files.settings.get("eos_token_id", 65535 if config.kind == "embedder" else None)
+    ranges = files.folder / RANGES
+    return ModelInfo(
+        model_id=files.name,
+        identity=files.identity,
+        config=config,
+        eos=eos,
+        head=head,
+        prompts=dict(files.settings.get("prompts", {})),
+        int8_ranges=ranges if ranges.is_file() else None,
+    )

@@ -1,0 +1,135 @@
+"""A text half read: what the RNN has in its hands between two tokens.
+
+A `Reading` is a value. Going on from it gives a new one and leaves it as it was, so one reading may be
+continued in many ways: that is what makes chunk vectors, streams and reranking from stored states cheap.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_embed.backends import Backend, State
+from rwkv_embed.errors import StateError
+
+Floats = NDArray[np.float32]
+
+WINDOW = 16_384  # tokens given to the model at once; what is longer is read in windows, at constant memory
+FORMAT = "rwkv-embed reading 1"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`tokens` read so far, the last hidden state (C,), the sum of all hidden states (C,) float64, the
+    model's state.
+
+    The sum is kept only for `mean` pooling and is None otherwise. A reading of nothing has state None.
+    """
+
+    tokens: int = 0
+    hidden: Floats | None = None
+    total: NDArray[np.float64] | None = None
+    state: State | None = None
+
+
+def go_on(
+    backend: Backend,
+    readings: Sequence[Reading],
+    batch: Sequence[Sequence[int]],
+    *,
+    sums: bool = False,
+    keep: bool = True,
+) -> list[Reading]:
+    """Read `batch[i]` on from `readings[i]`. Token lists may have any lengths, also 0.
+
+    `sums`: keep the totals, for `mean`. Without `keep` the last states are not needed: the readings end here.
+    """
+    results = list(readings)
+    longest = max(map(len, batch), default=0)
+    for start in range(0, longest, WINDOW):
+        parts = [tokens[start : start + WINDOW] for tokens in batch]
+        rows = [row for row, part in enumerate(parts) if part]
+        # A model takes states for all rows of a batch or for none.
+        for group in (
+            [r for r in rows if results[r].state is None],
+            [r for r in rows if results[r].state is not None],
+        ):
+            if group:
+                wanted = keep or start + WINDOW < longest
+                continued = _step(
+                    backend, [results[r] for r in group], [parts[r] for r in group], sums, wanted
+                )
+                for row, reading in zip(group, continued, strict=True):
+                    results[row] = reading
+    return results
+
+
+def _step(
+    backend: Backend, readings: list[Reading], batch: list[Sequence[int]], sums: bool, keep: bool
+) -> list[Reading]:
+    given = None if readings[0].state is None else [reading.state for reading in readings]
+    if not sums:
+        hidden, states = backend.hidden(batch, given, keep=keep)
+        return [
+            Reading(reading.tokens + len(part), row, None, state)
+            for reading, part, row, state in zip(readings, batch, hidden, states, strict=True)
+        ]
+    sequences, states = backend.hidden_sequence(batch, given)
+    return [
+        Reading(
+            reading.tokens + len(part),
+            rows[-1],
+            rows.sum(axis=0, dtype=np.float64) + (0 if reading.total is None else reading.total),
+            state,
+        )
+        for reading, part, rows, state in zip(readings, batch, sequences, states, strict=True)
+    ]
+
+
+def to_bytes(backend: Backend, reading: Reading, owner: str, **facts: Any) -> bytes:
+    """A reading as a safetensors file. `owner`: fingerprint of who may resume it; `facts`: JSON values."""
+    from safetensors.numpy import save
+
+    tensors: dict[str, NDArray[Any]] = {}
+    if reading.state is not None:
+        tensors = {f"state.{i}": np.ascontiguousarray(a) for i, a in enumerate(backend.arrays(reading.state))}
+    if reading.hidden is not None:
+        tensors["hidden"] = np.ascontiguousarray(reading.hidden)
+    if reading.total is not None:
+        tensors["total"] = reading.total
+    about = {"format": FORMAT, "owner": owner, "tokens": reading.tokens, **facts}
+    return save(
+        tensors, metadata={"reading": json.dumps(about)}
+    )  # one entry: of several the order would vary
+
+
+def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict[str, Any]]:
+    """The inverse of `to_bytes`: the reading and its facts. Raises StateError for what is not ours."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(data)
+        (length,) = struct.unpack_from("<Q", data)
+        about = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("reading", "{}"))
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise StateError(
+            f"the saved state is damaged ({error}); read the text again from its beginning"
+        ) from error
+    if about.get("format") != FORMAT:
+        raise StateError(f"the saved state has format {about.get('format')!r}, expected {FORMAT!r}")
+    if about.get("owner") != owner:
+        raise StateError(
+            f"the saved state belongs to another model or pooling ({str(about.get('owner'))[:12]}…, this is "
+            f"{owner[:12]}…); open it with the one it was made with, or read the text again"
+        )
+    arrays = [tensors[f"state.{i}"] for i in range(sum(name.startswith("state.") for name in tensors))]
+    try:
+        state = backend.state(arrays) if arrays else None
+    except ValueError as error:
+        raise StateError(f"the saved state does not fit this model: {error}") from error
+    return Reading(about["tokens"], tensors.get("hidden"), tensors.get("total"), state), about
