@@ -1,13 +1,17 @@
-"""models list, info, pull: which weights are here, what they are, and getting more."""
+"""models list, info, pull, convert: which weights are here, what they are, and getting more."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from api.terminal import JsonOption, say, say_json, table
+from api.shapes import dumps
+from api.terminal import JsonOption, progress, say, say_json, table
 
 ModelName = Annotated[
     str,
@@ -22,6 +26,7 @@ def register(app: typer.Typer) -> None:
     models.command("list")(list_models)
     models.command()(info)
     models.command()(pull)
+    models.command()(convert)
     app.add_typer(models, name="models", rich_help_panel="Models")
 
 
@@ -40,15 +45,12 @@ def list_models(as_json: JsonOption = False) -> None:
 
 
 def info(name: ModelName, as_json: JsonOption = False) -> None:
-    """What a checkpoint is: generation, sizes, purpose, and where it lies."""
-    from rwkv_embed import hub, load_model
+    """What a checkpoint is: generation, sizes, tokenizer, and what it can be used for."""
+    from rwkv_embed.catalogue import describe
 
-    files = hub.resolve(name)
-    facts = {"name": files.name, "path": str(files.weights), **asdict(load_model(files.weights).config)}
-    if as_json:
-        say_json(facts)
-    else:
-        table(("", ""), [(key, str(value)) for key, value in facts.items()])
+    from rwkv_embed import hub
+
+    _print(describe(hub.resolve(name).weights).to_dict(), as_json)
 
 
 def pull(name: ModelName, as_json: JsonOption = False) -> None:
@@ -60,3 +62,36 @@ def pull(name: ModelName, as_json: JsonOption = False) -> None:
         say_json({"name": files.name, "path": str(files.weights)})
     else:
         say(str(files.weights))
+
+
+class Type(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+
+
+def convert(
+    name: ModelName,
+    target: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="A new file.")],
+    dtype: Annotated[
+        Type | None, typer.Option("--dtype", help="Store weights like this; as they are if not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint of any packaging as one .safetensors file, perhaps smaller."""
+    from rwkv_embed import catalogue, hub
+
+    with progress("Converting", "bytes") as advance:
+        written = catalogue.convert(
+            hub.resolve(name).weights, target, dtype.value if dtype else None, advance
+        )
+    _print(written.to_dict(), as_json)
+
+
+def _print(facts: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        say_json(facts)
+    else:
+        rows = [(key, value if isinstance(value, str) else dumps(value)) for key, value in facts.items()]
+        table(("", ""), rows)
