@@ -19,7 +19,7 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            help="A BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a folder of those, bitext, or scored pairs."
+            help="A BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a folder of those, bitext, pairs."
         ),
     ],
     modes: Annotated[
@@ -33,8 +33,10 @@ def evaluate(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure nDCG, recall and MRR of searches by meaning, by words and by both; accuracy of bitext; Spearman of
-    scored pairs. Prints a Markdown table."""
+    """Measure a model, and the search around it, on labelled data; prints a Markdown table.
+
+    nDCG, recall and MRR of searches by meaning, by words and by both; accuracy on bitext; Spearman on pairs.
+    """
     from indexer import evaluation
     from rwkv_embed import Embedder
 

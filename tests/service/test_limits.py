@@ -199,7 +199,8 @@ def abandon(server: Running, path: str, body: dict) -> socket.socket:
     address = urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port))
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
     return connection
 
@@ -277,8 +278,6 @@ FIELDS = st.sampled_from(
         "id",
         "text",
         "metadata",
-    ]
-    + [
         "dimensions",
         "documents",
         "history",
@@ -308,11 +307,64 @@ def test_no_body_makes_the_server_fail(target: httpx.Client, path: str, body: ob
 
 
 HOSTILE = [
-    '"', "'", "''", "\"a\" OR \"b\"", "a AND", "OR", "NOT", "NEAR(a b)", "a NEAR/3 b", "a*", "*", "^a", "-a", "--", "a -",
-    "(", ")", "((((", "col:a", "{a b}", "a + b", "';DROP TABLE chunks;--", "' OR '1'='1", "%", "_", "\\", "\x00", "a\x00b",
-    "\u202e abc", "\ufeff", "\u200b", "😀", "👨‍👩‍👧‍👦", "é" * 500, "x" * 30_000, "a " * 10_000, "数" * 5_000, "\n\r\t", " ", "",
-    "<script>", "${7*7}", "{{7*7}}", "%s%n", "../../../etc/passwd", "file:///etc/passwd", "http://169.254.169.254/",
-]  # fmt: skip
+    *(
+        [
+            "a AND",
+            "OR",
+            "NOT",
+            "NEAR(a b)",
+            "a NEAR/3 b",
+            "a*",
+            "*",
+            "^a",
+            "-a",
+            "--",
+            "a -",
+            "(",
+            ")",
+            "((((",
+            "col:a",
+            "{a b}",
+            "a + b",
+            "%",
+            "_",
+            "\\",
+        ]
+    ),
+    *(
+        '"',
+        "'",
+        "''",
+        '"a" OR "b"',
+        "';DROP TABLE chunks;--",
+        "' OR '1'='1",
+        "\x00",
+        "a\x00b",
+        "\n\r\t",
+        " ",
+        "",
+    ),
+    *(
+        "\u202e abc",
+        "\ufeff",
+        "\u200b",
+        "😀",
+        "👨\u200d👩\u200d👧",
+        "é" * 500,
+        "x" * 30_000,
+        "a " * 10_000,
+        "数" * 5_000,
+    ),
+    *(
+        "<script>",
+        "${7*7}",
+        "{{7*7}}",
+        "%s%n",
+        "../../../etc/passwd",
+        "file:///etc/passwd",
+        "http://169.254.169.254/",
+    ),
+]
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])

@@ -111,7 +111,8 @@ def test_map_is_drawn_and_described(page: Any) -> None:
     assert label == f"{len(LIBRARY)} of {len(LIBRARY)} passages in 4 languages"
     painted = page.execute_script(
         "const c = document.getElementById('plane');"
-        "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length"
+        "const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return pixels.filter((value, place) => place % 4 === 3 && value).length"
     )
     assert painted > 100
 
