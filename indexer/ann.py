@@ -1,7 +1,11 @@
 """Approximate search with FAISS, for collections too large to compare with every vector.
 
-    hnsw   a graph over 8-bit codes: the fastest search, the longest build
-    ivf    clusters of 8-bit codes: built in a fraction of the time, no graph to keep, good with filters
+    ivf    clusters of 8-bit codes; the choice above `EXACT_VALUES`
+    hnsw   a graph over 8-bit codes; only when asked for
+
+Measured on 100,000 clustered vectors of 384 on one core, both with a recall@10 of 1.00 for noisy queries:
+IVF is built in 2.5 s and answers in 0.7 ms with 40 MB, HNSW in 90 s and 2.0 ms with 66 MB. Filters and
+deletions suit clusters, too: every vector can still be reached.
 
 Both work on row numbers of a `View`; dead and filtered rows are left out by a bitmap. How hard to search
 (`effort`: efSearch or nprobe) is measured when the index is built: the least that finds TARGET_RECALL of the
@@ -26,7 +30,6 @@ Kind = Literal["exact", "hnsw", "ivf"]
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 Parts = Callable[[], Iterator[NDArray[np.float32]]]  # all vectors in row order, in parts
 
-HNSW_ROWS = 300_000  # about two minutes of building on two cores; beyond, IVF is built several times as fast
 HNSW_LINKS = 32
 HNSW_BUILD_EFFORT = 80
 IVF_TRAINING_ROWS_PER_LIST = 40
@@ -46,17 +49,16 @@ class IndexChoice:
 
 
 def choose_index(rows: int, dim: int, memory_bytes: int, wanted: IndexKind = "auto") -> IndexChoice:
-    """Exact while it is fast, then HNSW while its graph is quickly built and fits, then IVF."""
+    """Exact while it is fast, or while there is no memory for more than that; then IVF."""
     what = f"{rows:,} vectors of {dim}"
     if wanted != "auto":
         return IndexChoice(wanted, f"{wanted}, as asked for, over {what}")
     if rows * dim <= EXACT_VALUES:
         return IndexChoice("exact", f"exact search over {what} takes about {rows * dim / 2.4e6:.1f} ms")
-    needed = rows * (dim + 8 * HNSW_LINKS + 16)  # code, two links per edge of 4 bytes, upper levels
-    if rows <= HNSW_ROWS and needed <= memory_bytes // 4:
-        return IndexChoice("hnsw", f"HNSW over {what}: about {needed / 1e6:,.0f} MB")
-    megabytes = rows * (dim + 8) / 1e6
-    return IndexChoice("ivf", f"IVF with {lists_for(rows):,} lists over {what}: about {megabytes:,.0f} MB")
+    needed = rows * (dim + 8)  # an 8-bit code per number, and the row number
+    if 2 * needed > memory_bytes:  # while it is saved, there are two of it
+        return IndexChoice("exact", f"no memory for an index over {what} ({2 * needed / 1e6:,.0f} MB)")
+    return IndexChoice("ivf", f"IVF with {lists_for(rows):,} lists over {what}, {needed / 1e6:,.0f} MB")
 
 
 def _faiss() -> Any:

@@ -184,6 +184,12 @@ class Collection:
 
         return stats(self, recall)
 
+    def export(self, path: str | Path) -> int:
+        """Write the collection with its vectors as JSON lines; how many documents. See `indexer.export`."""
+        from indexer.export import export_collection
+
+        return export_collection(self, Path(path))
+
     # search and answers
 
     def search(self, query: str, options: SearchOptions | None = None) -> list[SearchHit]:

@@ -186,7 +186,10 @@ def _plan(path: Path, number: int, line: dict[str, Any], dim: int, recipe: Chunk
         raise StoreError(f"{path}, line {number} is not an exported document: {error!r}") from error
     hashes = ingest.text_hashes(document.text, chunks, recipe.context)
     by_hash = dict(zip(hashes, vectors, strict=True))
-    return ingest.Planned(source, str(line["content_hash"]), document.language, chunks, hashes, by_hash)
+    languages = {hash: chunk.language for hash, chunk in zip(hashes, chunks, strict=True)}
+    return ingest.Planned(
+        source, str(line["content_hash"]), document.language, chunks, hashes, by_hash, languages
+    )
 
 
 def _open(path: Path, mode: str, zipped: bool) -> IO[str]:

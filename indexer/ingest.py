@@ -12,7 +12,7 @@ reused, so a renamed or copied file embeds nothing. A batch is acknowledged (cou
 import hashlib
 import json
 import zlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +23,16 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from indexer import limits
-from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, StateRow, TombstoneRow, now
+from indexer.db.tables import (
+    ChunkRow,
+    CollectionRow,
+    DocumentRow,
+    StateRow,
+    TombstoneRow,
+    chunk_checksum,
+    document_checksum,
+    now,
+)
 from indexer.errors import CollectionNotFound, DocumentNotFound, LimitExceeded
 from indexer.jobs import Job
 from indexer.types import Chunk, Document, IngestReport, Vectors
@@ -37,7 +46,6 @@ T = TypeVar("T")
 BATCH_DOCUMENTS = 64
 BATCH_CHARS = 1_000_000
 SQL_VARIABLES = 500  # per IN list
-LANGUAGE_SAMPLE_CHARS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class Source:
 
 @dataclass(slots=True)
 class Planned:
-    """A document ready to be written: its chunks, and the vectors of those that may be new, by text hash."""
+    """A document ready to be written. `vectors` and `languages`, by hash, are of chunks that may be new."""
 
     source: Source
     content_hash: str
@@ -59,6 +67,7 @@ class Planned:
     chunks: list[Chunk]
     hashes: list[str]  # of each chunk
     vectors: Mapping[str, bytes] = field(default_factory=dict)
+    languages: Mapping[str, str | None] = field(default_factory=dict)
     state: bytes | None = None  # of the embedder after the whole text, when it is known
     expected_hash: str | None = None  # what the plan was made from; otherwise plan again
 
@@ -101,7 +110,7 @@ def write_batch(
         if id in known and known[id].content_hash == hashes[id] and known[id].source_stamp != s.stamp
     ]
     plans = [_plan(collection, source, hashes[source.document.id]) for source in changed]
-    embedded = _give_vectors(collection, plans)
+    embedded = _complete(collection, plans)
     if plans or restamped or job:
         with collection.store.write(f"indexing into {collection.name}") as session:
             write_plans(collection, session, plans)
@@ -150,9 +159,10 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
         plan.hashes = text_hashes(document.text, plan.chunks, context)
         if context == "document":
             plan.vectors, plan.state = _resume(collection, plan, len(kept), len(old_text), state)
+            _give_languages(collection, [plan], {}, first=len(kept))
             embedded = len(tail)
         else:
-            embedded = _give_vectors(collection, [plan], first=len(kept))
+            embedded = _complete(collection, [plan], first=len(kept))
         try:
             with collection.store.write(f"appending to {document_id}") as session:
                 write_plans(collection, session, [plan])
@@ -298,11 +308,8 @@ def _depth(value: Any) -> int:
 def _plan(collection: "Collection", source: Source, hash: str) -> Planned:
     document = source.document
     chunks = _cut(collection, document.text)
-    language = document.language
-    if language is None:
-        language = collection.store.pipeline.identify_language(document.text[:LANGUAGE_SAMPLE_CHARS])
     hashes = text_hashes(document.text, chunks, collection.recipe.context)
-    return Planned(source, hash, language, chunks, hashes)
+    return Planned(source, hash, document.language, chunks, hashes)
 
 
 def _cut(collection: "Collection", text: str) -> list[Chunk]:
@@ -317,29 +324,54 @@ def _shifted(chunks: Sequence[Chunk], characters: int, ordinals: int) -> list[Ch
     ]
 
 
-def _give_vectors(collection: "Collection", plans: Sequence[Planned], first: int = 0) -> int:
-    """Set the vectors of all chunks from number `first` on; how many had to be embedded."""
+def _complete(collection: "Collection", plans: Sequence[Planned], first: int = 0) -> int:
+    """Give chunks from number `first` on their vectors and languages; how many had to be embedded.
+
+    What a chunk of the collection with the same text has is taken over.
+    """
     wanted = list(dict.fromkeys(hash for plan in plans for hash in plan.hashes[first:]))
-    vectors = _stored_vectors(collection, wanted)
-    missing = [hash for hash in wanted if hash not in vectors]
+    vectors, languages = _known(collection, wanted)
+    missing = {hash for hash in wanted if hash not in vectors}
     if missing:
-        vectors.update(_embed(collection, plans, set(missing)))
+        vectors.update(_embed(collection, plans, missing))
     for plan in plans:
         plan.vectors = vectors
+    _give_languages(collection, plans, languages, first)
     return len(missing)
 
 
-def _stored_vectors(collection: "Collection", hashes: Sequence[str]) -> dict[str, bytes]:
-    vectors: dict[str, bytes] = {}
+def _known(collection: "Collection", hashes: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str | None]]:
+    """Vectors and languages of texts that some chunk already has."""
+    vectors, languages = {}, {}
     with collection.session() as session:
         for page in batched(hashes, SQL_VARIABLES):
-            rows = session.execute(
-                select(ChunkRow.text_hash, ChunkRow.vector).where(
+            for hash, vector, language in session.execute(
+                select(ChunkRow.text_hash, ChunkRow.vector, ChunkRow.language).where(
                     ChunkRow.collection_id == collection.id, ChunkRow.text_hash.in_(page)
                 )
-            )
-            vectors.update((hash, vector) for hash, vector in rows)
-    return vectors
+            ):
+                vectors[hash], languages[hash] = vector, language
+    return vectors, languages
+
+
+def _give_languages(
+    collection: "Collection", plans: Sequence[Planned], known: dict[str, str | None], first: int = 0
+) -> None:
+    """Identify the language of chunks; a document is in the language of most of its text."""
+    identify = collection.store.pipeline.identify_language
+    for plan in plans:
+        given = plan.source.document.language
+        chars: Counter[str | None] = Counter()
+        for chunk, hash in islice(zip(plan.chunks, plan.hashes, strict=True), first, None):
+            language = chunk.language or given
+            if language is None:
+                if hash not in known:
+                    known[hash] = identify(chunk.text)
+                language = known[hash]
+            chars[language] += len(chunk.text)
+        plan.languages = known
+        if plan.language is None and chars:
+            plan.language = chars.most_common(1)[0][0]
 
 
 def _embed(collection: "Collection", plans: Sequence[Planned], missing: set[str]) -> dict[str, bytes]:
@@ -503,6 +535,8 @@ def _write_documents(
 
 def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
     document = plan.source.document
+    body = body_bytes(document.text)
+    fields = (document.id, document.uri, document.title, plan.language, dict(document.metadata))
     return {
         "collection_id": collection.id,
         "external_id": document.id,
@@ -515,7 +549,8 @@ def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
         "source": plan.source.uri,
         "source_stamp": plan.source.stamp,
         "updated_at": now(),
-        "body": body_bytes(document.text),
+        "checksum": document_checksum(fields, body),
+        "body": body,
     }
 
 
@@ -537,7 +572,8 @@ def _difference(plan: Planned, old: Sequence[Any]) -> tuple[list[int], list[dict
 
 def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: int) -> dict[str, Any]:
     chunk = plan.chunks[n]
-    given = chunk.language or plan.source.document.language
+    vector = plan.vectors[plan.hashes[n]]
+    language = chunk.language or plan.source.document.language or plan.languages[plan.hashes[n]]
     return {
         "collection_id": collection.id,
         "document_id": document_id,
@@ -545,9 +581,10 @@ def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: 
         "start": chunk.start,
         "end": chunk.end,
         "text": chunk.text,
-        "language": given or collection.store.pipeline.identify_language(chunk.text) or plan.language,
+        "language": language,
         "text_hash": plan.hashes[n],
-        "vector": plan.vectors[plan.hashes[n]],
+        "checksum": chunk_checksum(chunk.text, vector),
+        "vector": vector,
     }
 
 

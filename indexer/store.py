@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, delete, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from indexer import limits
@@ -118,21 +118,35 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment of the store. Writers do not disturb it."""
+        """A session that sees one moment of the store. Writers do not disturb it. StoreError: damaged."""
         with Session(self.engine) as session:
-            yield session
+            try:
+                yield session
+            except DatabaseError as error:
+                raise StoreError(
+                    f"{self.directory} cannot be read ({error.orig}); check it with `rwkv-embed verify`"
+                ) from error
 
     @contextmanager
     def write(self, purpose: str) -> Iterator[Session]:
-        """The writer lock and one transaction: committed on success, rolled back on any error."""
-        with (
-            self.exclusive(purpose),
-            self.engine.connect().execution_options(**WRITER) as connection,
-            connection.begin(),
-            Session(connection) as session,
-        ):
-            yield session
-            session.flush()
+        """The writer lock and one transaction: committed on success, rolled back on any error.
+
+        StoreLocked: somebody else keeps writing. StoreError: the disk is full or failed.
+        """
+        try:
+            with (
+                self.exclusive(purpose),
+                self.engine.connect().execution_options(**WRITER) as connection,
+                connection.begin(),
+                Session(connection) as session,
+            ):
+                yield session
+                session.flush()
+        except OperationalError as error:
+            raise StoreError(
+                f"{self.directory} could not be written while {purpose} ({error.orig}); what was "
+                "acknowledged before is stored, run it again when the cause is mended"
+            ) from error
 
     @contextmanager
     def exclusive(self, purpose: str) -> Iterator[None]:
@@ -270,6 +284,12 @@ class Store:
         from indexer.backup import backup
 
         return backup(self, Path(path))
+
+    def import_collection(self, path: str | Path, name: str | None = None) -> Collection:
+        """A new collection from an export, without its model; see `indexer.export`."""
+        from indexer.export import import_collection
+
+        return import_collection(self, Path(path), name)
 
     def close(self, wait: bool = True) -> None:
         """Finish background index builds (`wait=False`: give them up) and close all connections."""

@@ -45,7 +45,8 @@ Progress = Callable[[int, int | None], None]
 EXACT_VALUES = 24_000_000  # 62,500 vectors of 384: NumPy multiplies them in about 10 ms on one core
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
-SUBSET_ROWS = 20_000  # a filter that leaves no more than this is searched exactly
+SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
+SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 RESCORED = 4  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
@@ -117,7 +118,8 @@ class View:
         """The live rows of those ids that are there, ascending."""
         if not len(self.ids):
             return np.empty(0, np.int64)
-        ids = np.unique(ids)
+        if not (ids[1:] > ids[:-1]).all():  # they come sorted from SQL, and np.unique is slow
+            ids = np.unique(ids)
         rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
         return rows[(self.ids[rows] == ids) & self.alive[rows]]
 
@@ -273,26 +275,27 @@ class CollectionVectors:
         blocks = _merged([*view.blocks, vectors] if len(ids) else list(view.blocks))
         return replace(view, version=version, ids=all_ids, alive=alive, blocks=blocks)
 
-    def _fetch(self, session: Session, after: int) -> tuple[Ids, NDArray[np.float32]]:
-        """Ids and vectors of the chunks with a larger id than `after`."""
+    def _fetch(self, session: Session, after: int) -> tuple[Ids, NDArray[Any]]:
+        """Ids and vectors of the chunks with a larger id than `after`; float32 unless there are very many."""
         statement = (
             select(ChunkRow.id, ChunkRow.vector)
             .where(ChunkRow.collection_id == self._collection_id, ChunkRow.id > after)
             .order_by(ChunkRow.id)
             .execution_options(yield_per=_FETCH_ROWS)
         )
-        ids, vectors = [np.empty(0, np.int64)], [_rows(0, self._dim)]
+        ids, vectors = [np.empty(0, np.int64)], [np.empty((0, self._dim), np.float16)]
         total = 0
         for page in session.execute(statement).partitions():
             data = b"".join(row.vector for row in page)
             if len(data) != 2 * self._dim * len(page):
                 raise StoreError(f"a stored vector does not have {self._dim} values; run `rwkv-embed verify`")
             ids.append(np.array([row.id for row in page], np.int64))
-            vectors.append(to_float32(np.frombuffer(data, "<f2").reshape(len(page), self._dim)))
+            vectors.append(np.frombuffer(data, "<f2").reshape(len(page), self._dim))
             total += len(page)
             if total > 10 * _FETCH_ROWS and total % (10 * _FETCH_ROWS) < len(page):
                 log.warning("rebuilding the vector index from SQL: %s chunks read", f"{total:,}")
-        return np.concatenate(ids), np.concatenate(vectors)
+        matrix = np.concatenate(vectors)
+        return np.concatenate(ids), to_float32(matrix) if _is_small(total, self._dim) else matrix
 
     def _still_there(self, session: Session, view: View, tombstones_since: int) -> NDArray[np.bool_]:
         """Which rows of a view are still in SQL: by tombstones, or by all ids when those are forgotten."""
@@ -333,15 +336,14 @@ class CollectionVectors:
                     TombstoneRow.collection_id == self._collection_id, TombstoneRow.version > since_version
                 )
             )
-            rows = session.scalar(select(func.count()).where(mine)) or 0
         unindexed = saved is not None and saved.ann is None and self._store.index_kind == "auto"
-        if unindexed and not _is_small(rows, self._dim):
+        if unindexed and saved is not None and not _is_small(saved.count + new, self._dim):
             return True  # the process that should have built the index died
         return new + (dead or 0) > max(SNAPSHOT_ROWS, SNAPSHOT_SHARE * (saved.count if saved else 0))
 
     def _maintain(self) -> None:
         try:
-            self.save()
+            self.save(wait_s=0)
         except StoreLocked:
             log.info("another process is saving the vector index")
         except BuildStopped:
@@ -349,14 +351,14 @@ class CollectionVectors:
         except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
             log.warning("the vector snapshot was not written (%s); nothing is lost", error)
 
-    def save(self, progress: Progress | None = None) -> View:
+    def save(self, progress: Progress | None = None, wait_s: float = SAVE_WAIT_S) -> View:
         """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
 
-        StoreLocked: another process is doing it.
+        StoreLocked: another process or thread is still doing it after `wait_s` seconds.
         """
         lock = WriterLock(self.directory / f"{self._collection_id}.lock")
         self.directory.mkdir(exist_ok=True)
-        with lock.hold("saving the vector index", wait_s=0):
+        with lock.hold("saving the vector index", wait_s):
             view = self.synchronised()
             ids = view.ids[view.alive]
             ann = self._built(view, len(ids), progress)
@@ -472,10 +474,6 @@ def _merged(blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
 
 def _is_small(rows: int, dim: int) -> bool:
     return rows * dim <= EXACT_VALUES
-
-
-def _rows(count: int, dim: int) -> NDArray[np.float32]:
-    return np.empty((count, dim), np.float32)
 
 
 def _empty_view(dim: int) -> View:

@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from indexer import snapshots
-from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, JobRow, TombstoneRow
+from indexer.db.tables import (
+    ChunkRow,
+    CollectionRow,
+    DocumentRow,
+    JobRow,
+    TombstoneRow,
+    chunk_checksum,
+    document_checksum,
+)
+from indexer.errors import StoreError
 from indexer.ingest import body_text
 from indexer.stats import total_size
 from indexer.vectors import to_float32
@@ -21,6 +31,7 @@ NORM_TOLERANCE = 2e-3  # of a float16 vector
 LEAST_COSINE = 0.99  # of a stored and a fresh vector: float16, and kernels that add in another order
 MAX_PROBLEMS = 50  # per check; more of the same says nothing new
 _PAGE_ROWS = 10_000
+_PAGE_DOCUMENTS = 100
 
 
 @dataclass(slots=True)
@@ -45,24 +56,39 @@ class CompactReport:
 
 
 def verify(store: "Store", sample: int = 100) -> VerifyReport:
-    """Check the database's structure, the counts, every vector, every snapshot and a sample of documents.
+    """Check the database's structure, the counts, every checksum, vector and snapshot.
 
     `sample` chunks of each collection are embedded again and compared. Reads only; takes no lock.
     """
     report = VerifyReport()
-    with store.read() as session:
-        if store.is_sqlite:
-            _check_sqlite(session, report)
-            if not report.ok:
-                return report  # what is read from a damaged file says nothing
-        for row in session.scalars(select(CollectionRow)).all():
-            _check_rows(session, row, report)
-            _check_vectors(session, row, report)
-            _check_documents(session, row, report, sample)
-            _check_snapshots(store, row, report)
-            _check_embeddings(store, session, row, report, sample)
-            report.checked["collections"] = report.checked.get("collections", 0) + 1
+    try:
+        with store.read() as session:
+            if store.is_sqlite:
+                _check_sqlite(session, report)
+            if report.ok:  # what is read from a damaged file says nothing
+                for row in session.scalars(select(CollectionRow)).all():
+                    _check_collection(store, session, row, report, sample)
+    except (
+        StoreError,
+        DatabaseError,
+        ValueError,
+        TypeError,
+    ) as error:  # also a column that cannot be decoded
+        report.problems.append(f"the database file is damaged ({error}); restore a backup")
     return report
+
+
+def _check_collection(
+    store: "Store", session: Session, row: CollectionRow, report: VerifyReport, sample: int
+) -> None:
+    _check_rows(session, row, report)
+    _check_vectors(session, row, report)
+    _check_documents(session, row, report)
+    _check_snapshots(store, row, report)
+    if report.ok:
+        _check_offsets(session, row, report, sample)
+        _check_embeddings(store, session, row, report, sample)
+    report.checked["collections"] = report.checked.get("collections", 0) + 1
 
 
 def _check_sqlite(session: Session, report: VerifyReport) -> None:
@@ -97,21 +123,46 @@ def _check_rows(session: Session, row: CollectionRow, report: VerifyReport) -> N
 
 
 def _check_vectors(session: Session, row: CollectionRow, report: VerifyReport) -> None:
-    """Every vector has the collection's dimension and length 1."""
+    """Every chunk has its checksum, and a vector of the collection's dimension and length 1."""
     problems = 0
-    statement = select(ChunkRow.id, ChunkRow.vector).where(ChunkRow.collection_id == row.id)
-    for page in session.execute(statement.execution_options(yield_per=_PAGE_ROWS)).partitions():
-        whole = [(id, vector) for id, vector in page if len(vector) == 2 * row.dim]
-        bad = {id: "another dimension" for id, vector in page if len(vector) != 2 * row.dim}
+    statement = select(ChunkRow.id, ChunkRow.text, ChunkRow.checksum, ChunkRow.vector)
+    statement = statement.where(ChunkRow.collection_id == row.id).execution_options(yield_per=_PAGE_ROWS)
+    for page in session.execute(statement).partitions():
+        whole = [(id, vector) for id, _, _, vector in page if len(vector) == 2 * row.dim]
+        bad = {id: "a vector of another dimension" for id, _, _, vector in page if len(vector) != 2 * row.dim}
         data = np.frombuffer(b"".join(vector for _, vector in whole), "<f2").reshape(len(whole), row.dim)
         norms = np.linalg.norm(to_float32(data), axis=1)
-        bad |= {
-            whole[i][0]: f"length {norms[i]:.4f}" for i in np.flatnonzero(~(abs(norms - 1) <= NORM_TOLERANCE))
-        }
+        for i in np.flatnonzero(~(abs(norms - 1) <= NORM_TOLERANCE)):
+            bad[whole[i][0]] = f"a vector of length {norms[i]:.4f}"
+        for id, chunk_text, checksum, vector in page:
+            if chunk_checksum(chunk_text, vector) != checksum:
+                bad.setdefault(id, "another checksum than it was written with")
         for id, fault in bad.items():
             problems += 1
             if problems <= MAX_PROBLEMS:
-                report.problems.append(f"{row.name}: the vector of chunk {id} has {fault}")
+                report.problems.append(f"{row.name}: chunk {id} has {fault}")
+
+
+def _check_documents(session: Session, row: CollectionRow, report: VerifyReport) -> None:
+    """Every document has its checksum."""
+    problems = 0
+    columns = DocumentRow.__table__.c
+    statement = select(
+        columns.external_id,
+        columns.uri,
+        columns.title,
+        columns.language,
+        columns.metadata,
+        columns.checksum,
+        columns.body,
+    ).where(columns.collection_id == row.id)
+    for *fields, checksum, body in session.execute(statement.execution_options(yield_per=_PAGE_DOCUMENTS)):
+        if document_checksum(fields, body) != checksum:
+            problems += 1
+            if problems <= MAX_PROBLEMS:
+                report.problems.append(
+                    f"{row.name}: document {fields[0]!r} has another checksum than it was written with"
+                )
 
 
 def _sampled(session: Session, row: CollectionRow, sample: int) -> Iterator[tuple[ChunkRow, DocumentRow]]:
@@ -130,7 +181,7 @@ def _sampled(session: Session, row: CollectionRow, sample: int) -> Iterator[tupl
             yield chunk, session.get_one(DocumentRow, chunk.document_id)
 
 
-def _check_documents(session: Session, row: CollectionRow, report: VerifyReport, sample: int) -> None:
+def _check_offsets(session: Session, row: CollectionRow, report: VerifyReport, sample: int) -> None:
     """A chunk's text is what stands at its offsets in the document."""
     for chunk, document in _sampled(session, row, sample):
         whole = body_text(document.body)

@@ -4,8 +4,11 @@
 Change the schema only together with a new file in `migrations/versions`.
 """
 
+import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
+from zlib import crc32
 
 from sqlalchemy import (
     JSON,
@@ -87,6 +90,7 @@ class DocumentRow(Base):
     source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of that file: a hint
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+    checksum: Mapped[int] = mapped_column(BigInteger)  # `document_checksum`: SQLite has none of its own
     body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
 
 
@@ -109,7 +113,18 @@ class ChunkRow(Base):
     text: Mapped[str] = mapped_column(Text)
     language: Mapped[str | None] = mapped_column(String(16))
     text_hash: Mapped[str] = mapped_column(String(32))  # of what was embedded; equal: same vector
+    checksum: Mapped[int] = mapped_column(BigInteger)  # `chunk_checksum`
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+def document_checksum(fields: Sequence[Any], body: bytes) -> int:
+    """CRC-32 of a document's (external_id, uri, title, language, metadata) as JSON, and of its body."""
+    return crc32(body, crc32(json.dumps(list(fields), sort_keys=True).encode()))
+
+
+def chunk_checksum(text: str, vector: bytes) -> int:
+    """CRC-32 of a chunk's text in UTF-8, then of its vector."""
+    return crc32(vector, crc32(text.encode()))
 
 
 class TombstoneRow(Base):

@@ -1,5 +1,6 @@
 """What the tests of the index share."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,8 +18,17 @@ def embedder() -> FakeEmbedder:
     return FakeEmbedder()
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A store without collections, made once: running the migrations takes longer than most tests."""
+    directory = tmp_path_factory.mktemp("empty") / "store"
+    open_store(directory, lambda model_id: FakeEmbedder(), pipeline=PIPELINE).close()
+    return directory
+
+
 @pytest.fixture
-def store(tmp_path, embedder):
+def store(tmp_path, embedder, empty_store):
+    shutil.copytree(empty_store, tmp_path / "store")
     with open_store(tmp_path / "store", lambda model_id: embedder, pipeline=PIPELINE) as store:
         yield store
 

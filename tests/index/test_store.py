@@ -240,3 +240,33 @@ def test_importing_and_opening_never_loads_faiss_or_torch(store):
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(store, collection):
+    collection.upsert([Document("a", "one")])
+    with store.engine.connect() as connection:  # the pool hands the same connection out again
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(
+        StoreError, match=r"could not be written while indexing into default \(database or disk is full\)"
+    ):
+        collection.upsert(Document(f"d{n}", f"word{n} " * 500) for n in range(200))
+    assert [d["id"] for d in collection.documents()] == ["a"]
+    assert store.verify().problems == []
+    with store.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    assert collection.upsert([Document("b", "two")]).added == 1
+
+
+def test_a_store_damaged_while_open_is_one_sentence(store, collection):
+    collection.upsert(Document(f"d{n}", f"word{n} " * 100) for n in range(100))
+    store.close()
+    path = store.directory / "store.sqlite3"
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * (size - 8192))
+    with pytest.raises(
+        StoreError, match=r"cannot be read \(.*malformed.*\); check it with `rwkv-embed verify`"
+    ):
+        collection.get("d1")

@@ -216,7 +216,7 @@ def test_a_snapshot_newer_than_the_database_is_ignored(filled, store):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
 @pytest.mark.parametrize("nth", range(1, 13))
 def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch, nth, error, caplog):
-    """Every file is opened, fsynced and renamed, and its directory fsynced: 12 places where a disk can fail."""
+    """Every file is written, fsynced, renamed, and its directory fsynced: 12 places where a disk can fail."""
     calls = 0
 
     def failing(function):
@@ -279,10 +279,10 @@ def test_deleted_bytes_come_back(small_snapshots, store, collection):
     [
         (1_000, 8, "auto", "exact", "exact search over 1,000 vectors of 384 takes about 0.2 ms"),
         (62_500, 8, "auto", "exact", "takes about 10.0 ms"),
-        (62_501, 8, "auto", "hnsw", "HNSW over 62,501 vectors of 384: about 41 MB"),
-        (200_000, 0.2, "auto", "ivf", "IVF with 1,024 lists"),
-        (1_000_000, 24, "auto", "ivf", "IVF with 2,048 lists over 1,000,000 vectors of 384: about 392 MB"),
-        (1_000, 8, "ivf", "ivf", "ivf, as asked for"),
+        (62_501, 8, "auto", "ivf", "IVF with 512 lists over 62,501 vectors of 384, 25 MB"),
+        (1_000_000, 24, "auto", "ivf", "IVF with 2,048 lists over 1,000,000 vectors of 384, 392 MB"),
+        (1_000_000, 0.5, "auto", "exact", "no memory for an index over 1,000,000 vectors of 384 (784 MB)"),
+        (1_000, 8, "hnsw", "hnsw", "hnsw, as asked for"),
     ],
 )
 def test_the_policy_can_be_read_from_its_reasons(rows, memory_gb, wanted, kind, words):
@@ -357,7 +357,7 @@ def test_a_large_collection_gets_its_index_and_keeps_it(
     with reopened(store, embedder) as again:
         same = again.collection("default")
         stats = same.stats(recall=True)
-        assert (stats["index"]["kind"], stats["index"]["indexed"]) == ("hnsw", 500)
+        assert (stats["index"]["kind"], stats["index"]["indexed"]) == ("ivf", 500)
         assert stats["recall@10"] >= 0.95
         same.upsert([Document("new", "unheard of")])
         same.delete(["d3"])
@@ -376,6 +376,6 @@ def test_closing_without_waiting_gives_a_build_up(small_snapshots, store, collec
     assert snapshots.manifests(store.faiss_directory, collection.id) == []
     with reopened(store) as again:
         assert again.collection("default").stats()["index"]["reason"] == (
-            "hnsw is due; the next write or `compact` builds it"
+            "ivf is due; the next write or `compact` builds it"
         )
         assert len(again.collection("default").vectors) == 300
