@@ -312,7 +312,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent: or := and ("or" and)*; and := not ("and" not)*; not := "not" not | "(" or ")" | test."""
+    """Recursive descent: or = and ("or" and)*, and = not ("and" not)*, not = "not" not | "(" or ")" | test."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -440,7 +440,8 @@ class _Parser:
         return InvalidFilter(self._located(f"{problem}, {seen}", found.position))
 
     def _located(self, problem: str, position: int) -> str:
-        return f"filter at character {position + 1}: {problem} (in {self.source[max(0, position - 20) :][:60]!r})"
+        around = self.source[max(0, position - 20) :][:60]
+        return f"filter at character {position + 1}: {problem} (in {around!r})"
 
 
 # --- meaning --------------------------------------------------------------------------------------------
@@ -508,5 +509,5 @@ def _relation(column: Any, op: str, values: Sequence[Any]) -> ColumnElement[bool
 
 
 def _json_path(field: str) -> str:
-    """`a.b` -> `$."a"."b"`, escaped as SQLAlchemy writes JSON, because older SQLites compare the escaped form."""
+    """`a.b` -> `$."a"."b"`, escaped as SQLAlchemy writes JSON: older SQLites compare that form."""
     return "$" + "".join(f".{json.dumps(key)}" for key in field.removeprefix("metadata.").split("."))

@@ -73,7 +73,8 @@ _ONE_LANGUAGE = {
     "gujarati": "gu", "odia": "or", "tamil": "ta", "telugu": "te", "kannada": "kn", "malayalam": "ml",
     "sinhala": "si", "thai": "th", "lao": "lo", "myanmar": "my", "georgian": "ka", "hangul": "ko",
     "cherokee": "chr", "canadian": "iu", "khmer": "km", "mongolian": "mn", "olchiki": "sat",
-    "tifinagh": "zgh", "kana": "ja", "han": "zh", "meetei": "mni", "yi": "ii", "ethiopic": "am", "tibetan": "bo", "hebrew": "he",
+    "tifinagh": "zgh", "kana": "ja", "han": "zh", "meetei": "mni", "yi": "ii", "ethiopic": "am",
+    "tibetan": "bo", "hebrew": "he",
 }  # fmt: skip
 
 # Letters that one language of a shared script uses and its neighbours do not.

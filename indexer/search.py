@@ -1,7 +1,7 @@
 """Search a collection: dense, lexical or both, filtered, grouped, spread out, explained.
 
-    query -> vector -> dense ranking ┐ └────> terms  -> lexical ranking ┴-> fusion -> rerank -> one per
-    document -> variety -> threshold -> page -> hits
+    query -> vector -> dense ranking ---+
+      `----> terms --> lexical ranking -+-> fusion -> rerank -> one per document -> variety -> page -> hits
 
 Filters never cost results. Each arm first ranks without the filter and keeps what passes, which is the right
 answer whenever enough passes; only when too little does, the passing chunk ids are listed and the arm ranks
@@ -165,18 +165,20 @@ class _Request:
         )
 
     def _condition(self) -> ColumnElement[bool] | None:
-        """What a chunk must fulfil besides being similar, over ChunkRow joined with DocumentRow; None: nothing."""
+        """What a chunk must fulfil besides being similar, over ChunkRow and DocumentRow; None: nothing."""
         dialect = self.session.get_bind().dialect
         parts = []
         if self.options.where is not None:
             parts.append(parse_filter(self.options.where).to_sql(dialect))
-        demanded = self.collection.store.fulltext.demanded(self.collection.id, self.query, ChunkRow.id)
+        demanded = self.collection.store.fulltext.demanded(
+            self.collection.id, self.query, ChunkRow.id.expression
+        )
         if demanded is not None:
             parts.append(demanded)
         return and_(*parts) if parts else None
 
     def _passing(self, arm: Callable[[int, bool], Ranking], depth: int) -> tuple[Ranking, bool]:
-        """The arm's best chunks that fulfil the condition, up to `depth`; and whether it has no more of them."""
+        """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
         ranking = arm(depth, False)
         at_end = len(ranking) < depth
         if self.condition is None:
@@ -222,7 +224,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.document_id).where(
             ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
         )
-        documents = {chunk_id: document_id for chunk_id, document_id in self.session.execute(statement)}
+        documents = dict(self.session.execute(statement).tuples().all())
         origins: dict[int, dict[str, dict[str, float]]] = {}
         for arm, ranking in rankings.items():
             for rank, (chunk_id, score) in enumerate(ranking, start=1):
@@ -242,7 +244,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.text).where(
             ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
         )
-        texts = {chunk_id: text for chunk_id, text in self.session.execute(statement)}
+        texts = dict(self.session.execute(statement).tuples().all())
         scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
         for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}
@@ -274,7 +276,7 @@ def _spread(
 
 
 def highlights(query: str, text: str) -> list[tuple[int, int]]:
-    """The sentence of `text` that shares most terms with the query, as (start, end); [] when none shares any."""
+    """The sentence of `text` that shares most terms with the query, as (start, end); [] if none shares any."""
     wanted = set(query_terms(query))
     spans = sentences(text)
     shared = [len(wanted.intersection(query_terms(text[start:end]))) for start, end in spans]

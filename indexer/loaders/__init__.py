@@ -59,7 +59,7 @@ def _relative(path: Path, root: Path | None) -> str:
 def _document(name: str, part: Part) -> Document:
     if len(part.text) > MAX_DOCUMENT_CHARS:
         raise UnreadableFile(
-            f"its text has {len(part.text):,} characters; split it, a document may have {MAX_DOCUMENT_CHARS:,}"
+            f"its text has {len(part.text):,} characters, over {MAX_DOCUMENT_CHARS:,}; split the file"
         )
     title = " ".join((part.title or "").split())[:MAX_TITLE_CHARS] or None
     return Document(

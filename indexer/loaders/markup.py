@@ -11,8 +11,8 @@ _SKIPPED_TAGS = (
     "script style noscript template svg math nav iframe object form button select head canvas audio video"
 )
 _BLOCK_TAGS = (
-    "p div section article main aside header footer ul ol table blockquote figure figcaption dl details summary "
-    "address hr body fieldset"
+    "p div section article main aside header footer ul ol table blockquote figure figcaption dl details "
+    "summary address hr body fieldset"
 )
 _SKIPPED, _BLOCKS, _LINES = set(_SKIPPED_TAGS.split()), set(_BLOCK_TAGS.split()), {"br", "tr", "dt", "dd"}
 _HEADINGS = {f"h{level}": "#" * level for level in range(1, 7)}

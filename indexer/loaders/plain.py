@@ -13,8 +13,8 @@ _BOMS = [
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
 _LEGACY_ENCODINGS = (
-    "gb18030 big5 shift_jis euc_jp euc_kr cp1252 cp1250 cp1251 koi8_r cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 "
-    "tis_620 latin_1"
+    "gb18030 big5 shift_jis euc_jp euc_kr cp1252 cp1250 cp1251 koi8_r cp1253 cp1254 cp1255 cp1256 cp1257 "
+    "cp1258 tis_620 latin_1"
 )
 _SAMPLE_BYTES = 32_768  # enough to recognise an encoding
 _HEADING = re.compile(r"^[ ]{0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$|^(\S.*)\n(?:=+|-{3,})[ \t]*$", re.MULTILINE)

@@ -63,7 +63,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _rows(rows: Iterable[dict[str, Any]]) -> list[Part]:
-    """A part per row. The key is the row's id; a row without one, or with one already used, gets its number."""
+    """A part per row. The key is the row's id, or its number when the id is missing or already used."""
     parts, used = [], set()
     for number, row in enumerate(rows, start=1):
         if number > MAX_ROWS:
