@@ -1,8 +1,8 @@
 """Measures the extractive answers on XQuAD, and fits their coefficients.
 
-    python -m benchmarks.answers --data XQUAD                  measure; Markdown on stdout
-    python -m benchmarks.answers --data XQUAD --fit            write indexer/answers/calibration.py, then measure
-    python -m benchmarks.answers --data XQUAD --follow-ups     measure the rule for follow-up questions
+    python -m benchmarks.answers --data XQUAD                 measure; Markdown on stdout
+    python -m benchmarks.answers --data XQUAD --fit           first write indexer/answers/calibration.py
+    python -m benchmarks.answers --data XQUAD --follow-ups    measure the rule for follow-up questions
 
 The 48 articles are cut in two folds of 24: coefficients are fitted on the first and everything is measured on
 the second. In a fold the collection holds the first three paragraphs of each article. Answerable questions
@@ -39,7 +39,7 @@ from indexer.types import Embedder, Message, SearchHit, SearchOptions
 
 ARTICLES, PARAGRAPHS, KEPT = 48, 5, 3
 TOP_K = 8
-SENTENCE = ["dense", "spread", "coverage", "around", "passage", "context", "rank", "length"]
+SENTENCE = ["dense", "spread", "coverage", "match", "around", "passage", "context", "rank", "length"]
 SUPPORT = ["dense", "spread", "coverage", "around", "passage", "known", "context", "margin"]
 DEPENDS_ON_SCALE = {"dense", "context"}
 RIDGE = 1e-3

@@ -1,4 +1,4 @@
-"""Filters over generated text as it streams: reasoning is removed, citation marks are checked and renumbered."""
+"""Filters over generated text as it streams: reasoning goes, citation marks are checked and renumbered."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -37,7 +37,7 @@ def without_thoughts(pieces: Iterator[str | Quote]) -> Iterator[str | Quote]:
 
 
 class CitationMarks:
-    """Rewrites [n] marks as they stream by: passage numbers become 1, 2, ... by first use, unknown ones vanish.
+    """Rewrites [n] marks as they stream by: numbers become 1, 2, ... by first use, unknown ones vanish.
 
     `text` is everything written so far; `places` maps a passage's number to its new number and to the
     position in `text` of its first mark.

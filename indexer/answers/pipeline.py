@@ -1,7 +1,8 @@
 """From a question to a cited answer, in one file, in the order in which it happens.
 
-question -> standalone query (the turns before it) -> search -> passages (no duplicates, within a token budget,
-in reading order, numbered) -> generator -> text with [n] marks -> citations with verbatim quotes and offsets.
+question -> standalone query (the turns before it) -> search -> passages (no duplicates, within a token
+budget, in reading order, numbered) -> generator -> text with [n] marks -> citations with verbatim quotes
+and offsets.
 """
 
 from collections.abc import Iterator, Sequence

@@ -17,7 +17,8 @@ from indexer.chunking import sentences
 from tests.index.answering import FakeCollection, HashEmbedder, passages, request
 
 TEXTS = [
-    "The Eiffel Tower stands in Paris. Gustave Eiffel's company designed and built the tower from 1887 to 1889. "
+    "The Eiffel Tower stands in Paris. "
+    "Gustave Eiffel's company designed and built the tower from 1887 to 1889. "
     "Visitors can climb 674 steps to the second level.",
     "The Nile flows through eleven countries. It is about 6650 kilometres long.",
     "Bread is made of flour, water and salt. Bakers let the dough rest before it is baked in the oven.",

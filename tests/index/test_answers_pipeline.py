@@ -178,6 +178,13 @@ def test_unknown_generators_are_named(spec: str) -> None:
         make_generator(spec)
 
 
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(GeneratorError, match="max_tokens is 0 and temperature 0.0; expected at least 1"):
+        make_generator("extractive", max_tokens=0)
+    with pytest.raises(GeneratorError, match="temperature -1; expected at least 1 and at least 0"):
+        make_generator("openai:x", temperature=-1, environ={})
+
+
 HISTORY = [Message("user", "Who designed the Eiffel Tower?"), Message("assistant", "Gustave Eiffel [1].")]
 
 

@@ -24,6 +24,10 @@ def make_generator(
     An rwkv model is loaded here, so make it once and keep it: its state cache lives with it.
     Raises GeneratorError for an unknown specification and rwkv_embed's errors for a bad checkpoint.
     """
+    if max_tokens < 1 or temperature < 0:
+        raise GeneratorError(
+            f"max_tokens is {max_tokens} and temperature {temperature}; expected at least 1 and at least 0"
+        )
     kind, _, name = spec.partition(":")
     if kind == "extractive" and not name:
         from indexer.answers.generators.extractive import Extractive

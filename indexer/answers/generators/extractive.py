@@ -7,7 +7,8 @@ collection answers at all. Features are few and named, so a wrong answer can be 
     dense     cosine of question and sentence
     spread    the same, in standard deviations above the mean of the candidates: no matter the scale
     coverage  share of the question's term weight that the sentence contains
-    around    the same for the sentence and its two neighbours, where pronouns point to
+    match     the same with BM25's length norm: many words cover much by chance
+    around    coverage for the sentence and its two neighbours, where pronouns point to
     passage   the same for the whole passage
     known     the same for all passages together: 0 when question and passages share no language
     context   best cosine among the sentences of the passage
@@ -112,6 +113,7 @@ def sentence_features(
         "dense": dense,
         "spread": spread,
         "coverage": covered(own),
+        "match": covered(own) * _length_norm([len(text) for text in texts]),
         "around": covered(around),
         "passage": covered([whole[n] for n in owner]),
         "known": np.full(len(own), covered([frozenset().union(*own)])[0]),
@@ -119,6 +121,12 @@ def sentence_features(
         "rank": np.array([rank[n] for n in owner]),
         "length": np.array([min(1.0, len(text) / FULL_SENTENCE_CHARS) for text in texts]),
     }
+
+
+def _length_norm(lengths: Sequence[int]) -> NDArray[np.float64]:
+    """BM25's factor for a term that occurs once (k1 = 1.2, b = 0.75): 1 at the mean length."""
+    relative = np.array(lengths) / np.mean(lengths)
+    return 2.2 / (1 + 1.2 * (0.25 + 0.75 * relative))
 
 
 def support_features(features: Features, logits: NDArray[np.float64]) -> Features:

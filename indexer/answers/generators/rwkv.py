@@ -75,7 +75,7 @@ class RWKVGenerator:
         cache: StateCache | None = None,
     ) -> None:
         self.name = name
-        self.cache = cache or StateCache()
+        self.cache = StateCache() if cache is None else cache
         self._model, self._fingerprint, self._template = model, fingerprint, template
         self._max_tokens, self._temperature = max_tokens, temperature
 
@@ -124,7 +124,8 @@ class RWKVGenerator:
         for i in range(done, len(segments)):
             tokens = ([END_OF_TEXT] if i == 0 else []) + self._model.tokenizer.encode(segments[i])
             for start in range(0, len(tokens), READ_TOKENS):
-                _, state = self._model.forward(tokens[start : start + READ_TOKENS], state)
+                states = None if state is None else [state]
+                _, (state,) = self._model.hidden([tokens[start : start + READ_TOKENS]], states)
                 yield ""
             self.cache.put(keys[i], state)
         return state
