@@ -10,16 +10,18 @@ Both speak NumPy: hidden states are float32 arrays, a state is a list of float32
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.config import ModelConfig
+from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.pooling import Head
 
 Floats = NDArray[np.float32]
+Dtype = Literal["float32", "bfloat16", "int8"]
 State = Any  # a value of the back end's own; never changed in place
 
 
@@ -78,15 +80,20 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(files: ModelFiles, dtype: str | None, threads: int | None) -> Backend:
+def open_backend(files: ModelFiles, dtype: Dtype | None, threads: int | None) -> Backend:
     """Load the model that `hub.resolve` found, with the fast engine where it can."""
     from rwkv_embed.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(files.weights)
+    if checkpoint.config.kind == "reranker":
+        raise CheckpointError(
+            f"{files.name} is a reranker: it scores passages; open it with StateReranker.load"
+        )
     fast = (
         checkpoint.config.version == "7"
         and checkpoint.config.kind == "embedder"
         and checkpoint.packaging == "safetensors"
+        and files.weights.is_file()
         and dtype is None
         and all(entry.dtype != "BF16" for entry in checkpoint.tensors.values())  # NumPy has no bfloat16
     )
@@ -102,7 +109,8 @@ class FastBackend:
         from rwkv_embed.ops.fast import FastRWKV7
         from rwkv_embed.tokenizer import load_tokenizer
 
-        self._model = FastRWKV7.from_file(files.weights, threads=threads)
+        # Any: what `hidden` returns depends on its flags.
+        self._model: Any = FastRWKV7.from_file(files.weights, threads=threads)
         with safe_open(files.weights, framework="numpy") as file:
             names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
             head = Head.from_tensors({name: file.get_tensor(name) for name in names})
@@ -133,14 +141,15 @@ class FastBackend:
 class TorchBackend:
     """`rwkv_embed.load_model`: every generation, every packaging."""
 
-    def __init__(self, files: ModelFiles, dtype: str, threads: int | None) -> None:
+    def __init__(self, files: ModelFiles, dtype: Dtype, threads: int | None) -> None:
         import torch
 
         from rwkv_embed.models import load_model
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self._model = load_model(files.weights, dtype=dtype, tokenizer=files.tokenizer)
+        # Any: what `hidden` returns depends on its flags.
+        self._model: Any = load_model(files.weights, dtype=dtype, tokenizer=files.tokenizer)
         self.tokenizer: Tokenizer = self._model.tokenizer
         head = None
         if self._model.config.kind == "embedder":

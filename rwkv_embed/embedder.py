@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.backends import Backend, Tokenizer, open_backend
+from rwkv_embed.backends import Backend, Dtype, Tokenizer, open_backend
 from rwkv_embed.hub import resolve
 from rwkv_embed.pooling import SUMMARY_PROMPT, Pooling, state_dim, state_vector
 from rwkv_embed.quantize import Int8Ranges, Precision, check_precision, quantize, truncate
@@ -59,7 +59,7 @@ class Embedder:
         pooling: Pooling | None = None,
         truncate_dim: int | None = None,
         precision: Precision = "float32",
-        dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+        dtype: Dtype | None = None,
         threads: int | None = None,
         tokenizer: str | Path | None = None,
         whitening: Whitening | str | Path | None = None,
@@ -75,7 +75,8 @@ class Embedder:
         self.prompts: dict[str, str] = {"query": "", "document": "", **info.prompts}
         self.pooling = self._choose_pooling(pooling)
         self.whitening = Whitening.load(whitening) if isinstance(whitening, str | Path) else whitening
-        int8_ranges = int8_ranges or info.int8_ranges
+        if int8_ranges is None and self.whitening is None and self.pooling == self._choose_pooling(None):
+            int8_ranges = info.int8_ranges  # they were fitted to the model's own vectors
         self.int8_ranges = (
             Int8Ranges.load(int8_ranges) if isinstance(int8_ranges, str | Path) else int8_ranges
         )
@@ -271,6 +272,8 @@ class Embedder:
             raise ValueError(
                 f"{self.model_id} is a language model without an embedding head; use last, mean or state"
             )
+        if pooling == "summary" and self.backend.info.eos is not None:
+            raise ValueError(f"{self.model_id} is an embedder and cannot be asked for a summary; use head")
         return pooling
 
     def _frame(self) -> tuple[list[int], list[int]]:

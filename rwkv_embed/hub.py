@@ -1,6 +1,6 @@
 """From a model's name to files on this machine.
 
-    None, "default"              the bundled multilingual model; no network
+    None, "default"              the bundled multilingual model (also by its own name); no network
     PATH                         a weights file (.safetensors, .pth) or a folder that holds one
     ORG/REPO[:FILE][@REVISION]   Hugging Face: downloaded once, checked against the hub's checksum, cached
                                  where every Hugging Face tool looks (HF_HOME); HF_HUB_OFFLINE, HF_ENDPOINT
@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rwkv_embed.errors import CheckpointError, DownloadError, ModelNotFound
+from rwkv_embed.errors import CheckpointError, DownloadError, ModelNotFound, RWKVEmbedError
 
 DEFAULT = Path(__file__).parent / "default"
 RANGES = "int8_ranges.safetensors"
@@ -34,9 +34,10 @@ BLOCK = 1 << 20  # bytes read at a time when hashing
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this disk. `weights` is a file, or a folder of several (sharded, Hugging Face layout).
+    """A model on this disk.
 
-    `tokenizer` overrides the model's own: "world", "neox", "byte" or the path of a tokenizer.json.
+    `name` leads back to it through `resolve`. `weights` is a file, or a folder of several (sharded, Hugging
+    Face layout). `tokenizer`, instead of the model's own: "world", "neox", "byte" or a tokenizer.json.
     """
 
     name: str
@@ -90,11 +91,11 @@ class LocalModel:
 
 def resolve(name: str | Path | None = None, *, progress: bool = False) -> ModelFiles:
     """Find a model, downloading it when it is a hub name that is not cached yet."""
-    if name is None or name == "default":
+    if name in (None, "default", _bundled_name()):
         return _bundled()
     path = Path(name).expanduser()
     if path.exists():
-        return ModelFiles(path.stem if path.is_file() else path.resolve().name, _weights_in(path))
+        return ModelFiles(str(path.resolve()), _weights_in(path))
     match = REPOSITORY.fullmatch(str(name))
     if match is None or (_is_weights(path.name) and match["file"] is None):
         raise ModelNotFound(
@@ -118,7 +119,7 @@ def list_models() -> list[LocalModel]:
     models = []
     if DEFAULT.is_dir():
         bundled = _bundled()
-        models.append(LocalModel("default", bundled.weights, bundled.weights.stat().st_size, "bundled"))
+        models.append(LocalModel(bundled.name, bundled.weights, bundled.weights.stat().st_size, "bundled"))
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:
@@ -162,7 +163,12 @@ def _bundled() -> ModelFiles:
     path = DEFAULT / "model.safetensors"
     if not path.is_file():
         raise ModelNotFound(f"the bundled model is missing at {path}; install rwkv-embed again")
-    return ModelFiles("default", path)
+    return ModelFiles(_bundled_name() or "default", path)
+
+
+def _bundled_name() -> str | None:
+    name = ModelFiles("default", DEFAULT).settings.get("name")
+    return None if name is None else str(name)
 
 
 def _weights_in(path: Path) -> Path:
@@ -291,11 +297,12 @@ def _hash(path: Path, digest: Any) -> str:
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
     """Turn what the hub's client raises into one sentence with the next step."""
-    import httpx
     from huggingface_hub import errors
 
     try:
         yield
+    except RWKVEmbedError:
+        raise
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{repo} is gated: accept its terms on its page and set HF_TOKEN to a token that may read it"
@@ -308,7 +315,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
         ) from error
     except errors.EntryNotFoundError as error:
         raise ModelNotFound(f"{repo}: {_first_line(error)}") from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # of an HTTP library that is another one in each major version of the client
         raise DownloadError(
             f"downloading {repo} failed ({_first_line(error)}); try again, or give the path of a local copy"
         ) from error

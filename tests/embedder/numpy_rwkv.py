@@ -1,6 +1,6 @@
 """A small RWKV-7 in NumPy, token by token and text by text: the fake back end of the embedder's tests.
 
-It is a real RNN of the real shapes with seeded random weights, so everything that depends on order, state or length
+It is a real RNN of the real shapes with seeded random weights, so what depends on order, state or length
 is really tested; and it is slow and obvious, so it may be trusted.
 """
 
@@ -84,7 +84,9 @@ def step(z: dict[str, Floats], state: list[Floats], token: int) -> tuple[Floats,
     x = layer_norm(z["emb.weight"][token], z["blocks.0.ln0.weight"], z["blocks.0.ln0.bias"])
     v_first = x
     for i in range(n_layer):
-        p = {name.removeprefix(f"blocks.{i}."): t.squeeze() for name, t in z.items() if f"blocks.{i}." in name}
+        p = {
+            name.removeprefix(f"blocks.{i}."): t.squeeze() for name, t in z.items() if f"blocks.{i}." in name
+        }
         att_shift, wkv, ffn_shift = state[3 * i : 3 * i + 3]
         xn = layer_norm(x, p["ln1.weight"], p["ln1.bias"])
         xr, xw, xk, xv, xa, xg = (xn + (att_shift - xn) * p[f"att.x_{letter}"] for letter in "rwkvag")

@@ -16,7 +16,14 @@ from rwkv_embed.pooling import SUMMARY_PROMPT, state_vector
 from rwkv_embed.whitening import Whitening
 from tests.embedder.numpy_rwkv import NumpyBackend, step
 
-TEXTS = ["a longer text about rivers", "", "zwölf Boxkämpfer", "x", "日本語の文", "a longer text about rivers"]
+TEXTS = [
+    "a longer text about rivers",
+    "",
+    "zwölf Boxkämpfer",
+    "x",
+    "日本語の文",
+    "a longer text about rivers",
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,9 @@ def test_language_model_poolings(language_model: NumpyBackend) -> None:
     expected["summary"] = run(language_model, [0, *before, *tokens[1:], *after])[0][-1]
     for pooling, vector in expected.items():
         embedder = Embedder(language_model, pooling=pooling)  # type: ignore[arg-type]
-        np.testing.assert_allclose(embedder.encode("some words"), unit(vector), atol=1e-6, err_msg=str(pooling))
+        np.testing.assert_allclose(
+            embedder.encode("some words"), unit(vector), atol=1e-6, err_msg=str(pooling)
+        )
         assert embedder.dim == len(vector)
         assert np.linalg.norm(embedder.encode("")) == pytest.approx(1)
 
@@ -178,7 +187,11 @@ def test_bad_arguments(embedder: Embedder, language_model: NumpyBackend) -> None
         embedder.encode("a", normalise_embeddings=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="tiny is a language model without an embedding head"):
         Embedder(language_model, pooling="head")
-    with pytest.raises(ValueError, match="pooling is 'max', expected one of head, last, mean, state, summary"):
+    with pytest.raises(ValueError, match="tiny is an embedder and cannot be asked for a summary; use head"):
+        Embedder(NumpyBackend(), pooling="summary")
+    with pytest.raises(
+        ValueError, match="pooling is 'max', expected one of head, last, mean, state, summary"
+    ):
         Embedder(language_model, pooling="max")  # type: ignore[arg-type]
 
 
@@ -255,7 +268,9 @@ def test_whitening_is_applied_before_truncation(backend: NumpyBackend) -> None:
     whitening = Whitening.whiten(raw, dim=5)
     embedder = Embedder(backend, whitening=whitening)
     assert embedder.dim == 5
-    expected = (Embedder(backend).encode("rivers", normalize_embeddings=False) - whitening.mean) @ whitening.matrix
+    expected = (
+        Embedder(backend).encode("rivers", normalize_embeddings=False) - whitening.mean
+    ) @ whitening.matrix
     np.testing.assert_allclose(embedder.encode("rivers"), unit(expected), atol=1e-5)
     np.testing.assert_allclose(embedder.encode("rivers", truncate_dim=2), unit(expected[:2]), atol=1e-5)
 

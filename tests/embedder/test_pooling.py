@@ -68,7 +68,9 @@ def test_projection_keeps_angles_and_never_changes() -> None:
     a, b = normal(3000), normal(3000)
     for cosine in (0.9, 0.5, 0.0):
         b_orthogonal = b - a * (a @ b) / (a @ a)
-        other = cosine * a / np.linalg.norm(a) + np.sqrt(1 - cosine**2) * b_orthogonal / np.linalg.norm(b_orthogonal)
+        other = cosine * a / np.linalg.norm(a) + np.sqrt(1 - cosine**2) * b_orthogonal / np.linalg.norm(
+            b_orthogonal
+        )
         pa, pb = project(a, 1024), project(other.astype(np.float32), 1024)
         assert pa @ pb / np.linalg.norm(pa) / np.linalg.norm(pb) == pytest.approx(cosine, abs=0.1)
     # A stored index depends on this hash: it must be the same on every machine and for ever.
@@ -100,7 +102,9 @@ def test_removing_the_top_direction(tmp_path: Path) -> None:
 
 
 def test_whitening_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fitting needs at least two vectors, got an array of shape \(1, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"fitting needs at least two vectors, got an array of shape \(1, 3\)"
+    ):
         Whitening.whiten(normal(1, 3))
     with pytest.raises(ValueError, match=r"was fitted on 3-d vectors, the model gives 4-d"):
         Whitening.whiten(normal(9, 3))(normal(2, 4))

@@ -16,10 +16,10 @@ PASSAGES = ["The Nile is a river.", "", "部署数据库", "Cats sleep a lot."]
 QUERY = "which rivers?"
 
 
-def reranker_tensors(n_layer: int = 2, n_head: int = 2) -> dict[str, np.ndarray]:
+def reranker_tensors(n_layer: int = 2, n_head: int = 2, head_size: int = 4) -> dict[str, np.ndarray]:
     """Random weights in the layout of EmbeddingRWKV's ReRanker: an RWKV-7 with a vocabulary of one token."""
-    tensors = random_tensors(7, n_layer, n_head, 4, vocab_size=1)
-    C = 4 * n_head
+    tensors = random_tensors(7, n_layer, n_head, head_size, vocab_size=1)
+    C = n_head * head_size
     rng = np.random.default_rng(8)
     tensors["head.0.weight"] = rng.standard_normal((C, C)).astype(np.float32)
     tensors["head.0.bias"] = rng.standard_normal(C).astype(np.float32)
@@ -101,7 +101,9 @@ def test_reranker_checkpoint_file(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "reranker.pth")
     embedder = Embedder(NumpyBackend(n_layer=3))
     loaded = StateReranker.load(embedder, tmp_path / "reranker.pth").score(QUERY, PASSAGES)
-    np.testing.assert_allclose(loaded, StateReranker(embedder, tensors, [0, 2]).score(QUERY, PASSAGES), atol=1e-6)
+    np.testing.assert_allclose(
+        loaded, StateReranker(embedder, tensors, [0, 2]).score(QUERY, PASSAGES), atol=1e-6
+    )
 
 
 def test_likelihood_is_the_mean_log_probability_of_the_query() -> None:

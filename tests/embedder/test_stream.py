@@ -1,8 +1,9 @@
-"""Streams: feeding in pieces equals feeding whole, looking disturbs nothing, and a stream survives its process."""
+"""Streams: pieces equal the whole, looking disturbs nothing, a stream outlives its process."""
 
 import json
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ TOKENIZERS = {"unigram": UnigramTokenizer(), "world": WorldTokenizer()}
 
 def cut(text: str, places: Sequence[int]) -> list[str]:
     marks = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(marks)]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -1,4 +1,4 @@
-"""What `load_model` returns, in small: the NumPy RNN of these tests with a vocabulary head, speaking torch."""
+"""What `load_model` returns, in small: the NumPy RNN of these tests with a vocabulary head, in torch."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,0 +1,125 @@
+"""The real back ends behind the embedder, against the slow NumPy RNN, on a tiny checkpoint on disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rwkv_embed.backends import FastBackend, TorchBackend
+from rwkv_embed.embedder import Embedder
+from rwkv_embed.errors import CheckpointError, StateError
+from rwkv_embed.rerank import StateReranker
+from tests.embedder.numpy_rwkv import NumpyBackend
+from tests.embedder.test_rerank import reranker_tensors
+
+pytest.importorskip("rwkv_embed.ops.fast", reason="the engine is not in this checkout")
+pytest.importorskip("rwkv_embed.checkpoint", reason="the models are not in this checkout")
+
+EOS = 255  # a byte that UTF-8 never uses
+TEXTS = ["The Nile is a river in Africa.", "", "x", "部署数据库", "The Nile is a river in Africa. " * 30]
+
+
+class Bytes:
+    vocab_size = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+
+def reference(eos: int | None) -> NumpyBackend:
+    return NumpyBackend(n_layer=3, n_head=2, head_size=8, eos=eos, tokenizer=Bytes())
+
+
+@pytest.fixture(scope="module")
+def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding checkpoint as the bundled one is."""
+    folder = tmp_path_factory.mktemp("embedder")
+    backend = reference(EOS)
+    head = backend.info.head
+    assert head is not None
+    tensors = {f"rwkv.{name}": tensor for name, tensor in backend.tensors.items()}
+    names = {
+        "fc1.weight": head.fc1,
+        "fc2.weight": head.fc2,
+        "norm.weight": head.weight,
+        "norm.bias": head.bias,
+    }
+    tensors |= {f"head.retr_head.{name}": tensor for name, tensor in names.items()}
+    save_file(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
+    settings = {"name": "tiny", "eos_token_id": EOS, "pooling": "head", "prompts": {"query": "q: "}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("language-model") / "lm.safetensors"
+    tensors = reference(None).tensors
+    save_file(tensors | {"head.weight": tensors["emb.weight"]}, path)
+    return path
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(None, FastBackend), ("float32", TorchBackend)])
+def test_embedding_checkpoints(embedder_folder: Path, dtype: Any, kind: type) -> None:
+    embedder = Embedder(embedder_folder, dtype=dtype, threads=1)
+    assert isinstance(embedder.backend, kind)
+    assert embedder.pooling == "head"
+    assert embedder.prompts == {"query": "q: ", "document": ""}
+    slow = Embedder(reference(EOS))
+    np.testing.assert_allclose(embedder.encode(TEXTS), slow.encode(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(embedder.encode_query("Nile"), slow.encode("q: Nile"), atol=1e-4)
+    alone = np.stack([embedder.encode(text) for text in TEXTS])
+    np.testing.assert_allclose(embedder.encode(TEXTS), alone, atol=1e-5)
+    spans = [(0, 8), (9, 30)]
+    np.testing.assert_allclose(
+        embedder.encode_chunks(TEXTS[0], spans), slow.encode_chunks(TEXTS[0], spans), atol=1e-4
+    )
+
+
+def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:
+    """Same fingerprint, and a stream saved with one goes on with the other."""
+    fast, torch = Embedder(embedder_folder), Embedder(embedder_folder, dtype="float32")
+    assert fast.fingerprint == torch.fingerprint
+    stream = fast.stream()
+    stream.feed("The Nile is a ri")
+    resumed = torch.stream(stream.state_bytes())
+    resumed.feed("ver in Africa.")
+    np.testing.assert_allclose(resumed.vector(), fast.encode_document(TEXTS[0]), atol=1e-4)
+    back = fast.stream(resumed.state_bytes())
+    np.testing.assert_allclose(back.vector(), fast.encode_document(TEXTS[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "state", "summary"])
+def test_language_models(language_model_file: Path, embedder_folder: Path, pooling: Any) -> None:
+    embedder = Embedder(language_model_file, pooling=pooling, tokenizer="byte")
+    assert isinstance(embedder.backend, TorchBackend)
+    slow = Embedder(reference(None), pooling=pooling)
+    np.testing.assert_allclose(embedder.encode(TEXTS), slow.encode(TEXTS), atol=1e-4)
+    with pytest.raises(StateError, match="belongs to another model or pooling"):
+        embedder.stream(Embedder(embedder_folder).stream().state_bytes())
+
+
+def test_reranking_with_the_engine(embedder_folder: Path) -> None:
+    tensors = reranker_tensors(n_layer=3, n_head=2, head_size=8)
+    fast = StateReranker(Embedder(embedder_folder), tensors)
+    slow = StateReranker(Embedder(reference(EOS)), tensors)
+    np.testing.assert_allclose(fast.score("Nile?", TEXTS), slow.score("Nile?", TEXTS), atol=1e-4)
+    states = [fast.passage_state(text) for text in TEXTS]
+    np.testing.assert_allclose(fast.score_states("Nile?", states), fast.score("Nile?", TEXTS), atol=1e-5)
+
+
+def test_a_reranker_is_not_an_embedder(tmp_path: Path) -> None:
+    save_file({f"reranker.{name}": t for name, t in reranker_tensors().items()}, tmp_path / "r.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"r\.safetensors is a reranker: it scores passages; open it with StateReranker"
+    ):
+        Embedder(tmp_path / "r.safetensors")
