@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Version = Literal["4", "5.0", "5.1", "5.2", "6", "7"]
+Kind = Literal["language-model", "embedder", "reranker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,9 @@ class ModelConfig:
 
     `version` is the architecture: 4, 5.0, 5.1, 5.2 (Eagle), 6 (Finch), 7 (Goose). `kind` is what the
     checkpoint was trained for: a language model has a vocabulary head, an embedder or reranker has the
-    heads of EmbeddingRWKV. RWKV-4 has no heads: `n_head` is 1 and `head_size` is `n_embd`.
+    heads of EmbeddingRWKV. RWKV-4 has no heads: `n_head` is 1 and `head_size` is the width of its
+    attention. `norm_eps` and `ln_x_eps` are not stored in the official files; the defaults are the
+    reference implementation's, whatever the head size. Hugging Face folders may say otherwise.
     """
 
     version: Version
@@ -22,4 +25,24 @@ class ModelConfig:
     head_size: int
     n_ffn: int
     vocab_size: int
-    kind: Literal["language-model", "embedder", "reranker"] = "language-model"
+    kind: Kind = "language-model"
+    norm_eps: float = 1e-5
+    ln_x_eps: float = 64e-5
+
+    @property
+    def n_att(self) -> int:
+        """Width of time mixing: heads x head size."""
+        return self.n_head * self.head_size
+
+    @property
+    def state_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the state tensors of one layer, in the order of the reference implementation.
+
+        RWKV-4: time-mixing shift (C,), then aa, bb, pp (A,), then channel-mixing shift (C,).
+        RWKV-5 to 7: time-mixing shift (C,), wkv matrices (H, N, N), channel-mixing shift (C,). The
+        matrices are [key, value] in 5 and 6, and [value, key] in 7.
+        """
+        shift = (self.n_embd,)
+        if self.version == "4":
+            return [shift, *[(self.n_att,)] * 3, shift]
+        return [shift, (self.n_head, self.head_size, self.head_size), shift]

@@ -1,0 +1,447 @@
+"""Read a weights file safely: nothing is executed, everything is checked, tensors stay on disk until asked for.
+
+Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
+index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official tensor names (layout.py).
+
+A matrix may be stored packed: `X.int8` (rows, columns) with `X.scale` (rows, 1); X is their product.
+
+Importing this module does not import torch, and a `.safetensors` file can be described without it.
+"""
+
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from rwkv_embed.config import ModelConfig
+from rwkv_embed.errors import CheckpointError, ModelNotFound
+from rwkv_embed.layout import (
+    Layout,
+    Shape,
+    Source,
+    expected_shapes,
+    identify,
+    identify_layout,
+    official_names,
+    problems,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Names of safetensors: bytes per value. Only F64..F16 hold weights; I8 is half of a packed matrix.
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I64": 8, "I32": 4}
+_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+# After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
+# (to another type) never has much more than this of its file in memory.
+_RELEASE_AFTER_BYTES = 256 << 20
+# Tensors of a .pth are outside its pickle, which only lists them: a bigger pickle is not a checkpoint's.
+_MAX_PICKLE_BYTES = 64 << 20
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+
+
+class TensorInfo(NamedTuple):
+    """Dtype (safetensors' names) and shape of a stored tensor."""
+
+    dtype: str
+    shape: Shape
+
+
+class TensorFile(Protocol):
+    """One opened weights file."""
+
+    tensors: dict[str, TensorInfo]
+
+    def get(self, name: str) -> "Tensor":
+        """The stored tensor, memory-mapped: its bytes are read when they are first used."""
+        ...
+
+    def release(self) -> None:
+        """Give up the mapping, and with it the pages that have been read; tensors handed out keep theirs."""
+        ...
+
+
+class SafetensorsFile:
+    """A `.safetensors` file."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._path = path
+        self._open = safe_open
+        try:
+            with safe_open(path, framework="np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self.tensors = {
+                    name: TensorInfo(piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()
+                }
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again") from error
+        self._handle: Any = None
+
+    def get(self, name: str) -> "Tensor":
+        if self._handle is None:
+            self._handle = self._open(self._path, framework="pt")
+        tensor: Tensor = self._handle.get_tensor(name)
+        return tensor
+
+    def release(self) -> None:
+        self._handle = None
+
+
+class PthFile:
+    """An official `.pth` (or `.bin`) file: the zip of torch >= 1.6, read without running any of it."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self._check_zip(path)
+        self._path = path
+        content = self._load(path)
+        self._content: dict[str, Any] | None = content
+        self.extras = {name: value for name, value in content.items() if isinstance(value, list | int | float | str)}
+        names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        names |= {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
+        size = path.stat().st_size
+        self.tensors = {}
+        for name, tensor in content.items():
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if tensor.numel() * tensor.element_size() > size:
+                raise CheckpointError(f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the whole file holds")
+            self.tensors[name] = TensorInfo(names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+
+    @staticmethod
+    def _check_zip(path: Path) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is {_not_a_zip(path)}") from error
+        pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+        if not pickles or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{path} is a zip archive but not a PyTorch checkpoint; give the weights file itself")
+        if any(entry.file_size > _MAX_PICKLE_BYTES for entry in pickles):
+            raise CheckpointError(f"{path} has a {pickles[0].file_size} byte pickle, too large for a list of tensors; refused")
+
+    @staticmethod
+    def _load(path: Path) -> dict[str, Any]:
+        import pickle
+
+        import torch
+
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} holds Python objects besides tensors, which could run code; it was not loaded and nothing "
+                "was executed; ask for a .safetensors file, or convert it on a machine you can lose"
+            ) from error
+        except Exception as error:
+            # torch raises a dozen types for a damaged archive; none of them is a sentence.
+            detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(f"{path} is damaged or incomplete ({detail}); download it again") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
+        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)
+        return content if nested is None else nested
+
+    def get(self, name: str) -> "Tensor":
+        if self._content is None:
+            self._content = self._load(self._path)
+        tensor: Tensor = self._content[name]
+        return tensor
+
+    def release(self) -> None:
+        self._content = None
+
+
+def _not_a_zip(path: Path) -> str:
+    """What a file that should be a PyTorch zip is instead, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    if start.startswith(b"PK\x03\x04"):
+        return f"truncated: {path.stat().st_size} bytes without the end of the archive; download it again"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        return "a web page saved under that name, not a checkpoint; download the file itself (the 'resolve' link, not 'blob')"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the weights; run 'git lfs pull' or download the file itself"
+    if start.startswith(b"\x80\x02"):
+        return "a checkpoint of torch < 1.6 (or a bare pickle), which cannot be memory-mapped; save it again with a newer torch or as .safetensors"
+    if not start:
+        return "empty; download it again"
+    return "not a PyTorch checkpoint; expected a zip archive with tensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one official tensor lies: a file, a source in it, and the scales of a packed matrix."""
+
+    file: TensorFile
+    source: Source
+    dtype: str
+    shape: Shape
+    scale: str | None = None
+
+
+class Checkpoint:
+    """A checkpoint whose every name and shape has been checked.
+
+    `tensors` maps official names to entries; `packaging` says how it is stored, `layout` whose names it uses;
+    `hf_config` is the folder's config.json, if any; `extras` are plain values of a `.pth` such as
+    `reranker_layer_idx`.
+    """
+
+    def __init__(self, path: Path, files: list[tuple[Path, TensorFile]], packaging: str) -> None:
+        self.path = path
+        self.packaging = packaging
+        self.files = [file for _, file in files]
+        self._mapped_bytes = 0
+        self.hf_config = _read_json(path / "config.json") if path.is_dir() else {}
+        self.extras: dict[str, Any] = {}
+        for _, file in files:
+            self.extras |= getattr(file, "extras", {})
+        where = {name: file for _, file in files for name in file.tensors}
+        if "reranker_layer_idx" in where:
+            self.extras["reranker_layer_idx"] = where["reranker_layer_idx"].get("reranker_layer_idx").tolist()
+        self.layout, prefix = self._named(lambda: identify_layout(where))
+        self.tensors = self._entries(where, prefix)
+        self._tie_head()
+        shapes = {name: entry.shape for name, entry in self.tensors.items()}
+        self.config = self._configure(self._named(lambda: identify(shapes)))
+        expected = expected_shapes(self.config, shapes)
+        self._refuse(problems(expected, shapes) + self._dtype_problems())
+        self._shapes = {name: shape for name, (shape, _) in expected.items()}
+
+    def shape(self, name: str) -> Shape:
+        """Official shape of a tensor; a file may store it with more ones."""
+        return self._shapes[name]
+
+    def get(self, name: str) -> "Tensor":
+        """A tensor in its stored dtype and official shape, unpacked; raises CheckpointError on NaN or infinity."""
+        packed = self.get_packed(name)
+        if packed is not None:
+            import torch
+
+            values, scale = packed
+            return values.to(torch.float32) * scale.to(torch.float32)
+        return self._checked(name, self._stored(name).reshape(self._shapes[name]))
+
+    def get_packed(self, name: str) -> "tuple[Tensor, Tensor] | None":
+        """The int8 values and row scales (rows, 1) of a packed matrix; None when it is stored plainly."""
+        entry = self.tensors[name]
+        if entry.scale is None:
+            return None
+        scale = entry.file.get(entry.scale).reshape(-1, 1)
+        return self._stored(name), self._checked(name, scale)
+
+    def _stored(self, name: str) -> "Tensor":
+        entry = self.tensors[name]
+        if self._mapped_bytes > _RELEASE_AFTER_BYTES:
+            self._mapped_bytes = 0
+            for file in self.files:
+                file.release()
+        tensor = entry.file.get(entry.source.name)
+        self._mapped_bytes += tensor.nbytes
+        if entry.source.index is not None:
+            tensor = tensor[entry.source.index]
+        return tensor.t() if entry.source.transpose else tensor
+
+    def _checked(self, name: str, tensor: "Tensor") -> "Tensor":
+        import torch
+
+        lowest, highest = torch.aminmax(tensor) if tensor.numel() else (torch.zeros(()), torch.zeros(()))
+        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
+            raise CheckpointError(f"{self.path}: {name} has NaN or infinite weights; the file is damaged or training diverged")
+        return tensor
+
+    def _named(self, step: Callable[[], Any]) -> Any:
+        """Put the file's name in front of an error about its content."""
+        try:
+            return step()
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
+    def _entries(self, where: Mapping[str, TensorFile], prefix: str) -> dict[str, Entry]:
+        sources = official_names(where, self.layout, prefix)
+        sources.pop("reranker_layer_idx", None)
+        entries: dict[str, Entry] = {}
+        for name, source in sources.items():
+            file = where[source.name]
+            info = file.tensors[source.name]
+            if name.endswith(".scale") and f"{name.removesuffix('.scale')}.int8" in sources:
+                continue
+            scale = None
+            if name.endswith(".int8"):
+                name = name.removesuffix(".int8")
+                scale = f"{source.name.removesuffix('.int8')}.scale"
+                rows = (*info.shape[:1], 1)
+                if scale not in where or where[scale].tensors[scale].shape not in (rows, rows[:1]):
+                    self._refuse([f"{name}.int8 {info.shape} needs {name}.scale of shape {rows}"])
+            entries[name] = Entry(where[source.name], source, info.dtype, source.shape(info.shape), scale)
+        return entries
+
+    def _tie_head(self) -> None:
+        if self.hf_config.get("tie_word_embeddings") and "head.weight" not in self.tensors:
+            self.tensors["head.weight"] = self.tensors["emb.weight"]
+
+    def _configure(self, config: ModelConfig) -> ModelConfig:
+        """Normalisation constants, which only Hugging Face's config.json states."""
+        if self.layout == "fla":
+            norm_eps = float(self.hf_config.get("norm_eps", 1e-5))
+            return replace(config, norm_eps=norm_eps, ln_x_eps=norm_eps * config.head_size)
+        norm_eps = float(self.hf_config.get("layer_norm_epsilon", 1e-5))
+        divisor = float(self.hf_config.get("head_size_divisor", 8))
+        return replace(config, norm_eps=norm_eps, ln_x_eps=1e-5 * divisor**2)
+
+    def _dtype_problems(self) -> list[str]:
+        return [
+            f"{name} is stored as {entry.dtype}, expected one of {', '.join(_WEIGHT_DTYPES)}"
+            for name, entry in self.tensors.items()
+            if entry.dtype not in (("I8",) if entry.scale else _WEIGHT_DTYPES)
+        ]
+
+    def _refuse(self, found: list[str]) -> None:
+        if found:
+            count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+            raise CheckpointError(f"{self.path}: {count} with its tensors: {'; '.join(found)}")
+
+
+# Tried in this order in a folder; a folder with exactly one weights file may call it anything.
+_FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open and check a checkpoint: a file, a shard index, or a folder.
+
+    Raises ModelNotFound when nothing is there, and CheckpointError, with every problem in one message, when
+    the file cannot be read safely or is not a whole RWKV model. Weights themselves are read (and checked for
+    NaN) only by `Checkpoint.get`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelNotFound(f"no file or folder {path}; give the path of a .pth or .safetensors file, or of a folder with one")
+    weights = _find_in_folder(path) if path.is_dir() else path
+    if weights.name.endswith(".index.json"):
+        shards = _shards(weights)
+        files = [(shard, _open_file(shard)) for shard in shards]
+        packaging = f"{shards[0].suffix[1:]}, {len(shards)} shards"
+    else:
+        files = [(weights, _open_file(weights))]
+        packaging = weights.suffix[1:]
+    return Checkpoint(path, files, packaging)
+
+
+def _open_file(path: Path) -> TensorFile:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    if path.suffix in (".pth", ".bin", ".pt", ".ckpt"):
+        return PthFile(path)
+    raise CheckpointError(f"{path} has suffix {path.suffix!r}; expected .pth, .safetensors or a folder of Hugging Face")
+
+
+def _find_in_folder(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".pth"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{folder} has {len(found)} weights files ({', '.join(file.name for file in found)}); name one of them")
+    raise CheckpointError(f"{folder} has no weights: looked for {', '.join(_FOLDER_FILES)}, *.safetensors and *.pth")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no 'weight_map'; it is not a shard index")
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} points outside its folder ({outside[0]!r}); refused")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+    return [index.parent / name for name in names]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+class NewTensor(NamedTuple):
+    """A tensor to be written: `values()` is called when its turn comes, so that only one is in memory."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    values: "Callable[[], Tensor]"
+
+
+def write_safetensors(path: Path, tensors: Iterable[NewTensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a `.safetensors` file one tensor at a time, and put it in place only when it is whole.
+
+    The format (https://huggingface.co/docs/safetensors) is a length, a JSON header and the raw bytes;
+    the library's own writer wants all tensors in memory, which a 7B model does not leave room for.
+    """
+    planned = list(tensors)
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
+    offset = 0
+    for tensor in planned:
+        size = ITEM_SIZES[tensor.dtype]
+        for length in tensor.shape:
+            size *= length
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % 64)  # tensors begin at a multiple of 64 bytes
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            for tensor in planned:
+                _write_values(file, tensor)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _write_values(file: Any, tensor: NewTensor) -> None:
+    import torch
+
+    values = tensor.values().contiguous()
+    if tuple(values.shape) != tensor.shape:
+        raise ValueError(f"{tensor.name} became {tuple(values.shape)}, announced {tensor.shape}")
+    file.write(values.view(torch.uint8).numpy().data if values.numel() else b"")
+
+
+__all__ = [
+    "ITEM_SIZES",
+    "Checkpoint",
+    "Entry",
+    "Layout",
+    "NewTensor",
+    "TensorInfo",
+    "open_checkpoint",
+    "write_safetensors",
+]

@@ -1,0 +1,79 @@
+"""Description and conversion of weights files."""
+
+import hashlib
+from pathlib import Path
+
+import checkpoints as ck
+import pytest
+import torch
+
+from rwkv_embed.catalogue import convert, describe, sha256
+from rwkv_embed.config import Version
+from rwkv_embed.errors import CheckpointError
+from rwkv_embed.models import load_model
+
+SHAPE = ck.SHAPES[0]
+TOKENS = list(range(30))
+
+
+def test_describe(tmp_path: Path) -> None:
+    tensors = ck.weights("6", SHAPE)
+    tensors["emb.weight"] = tensors["emb.weight"].bfloat16()
+    info = describe(ck.save(tmp_path / "finch.pth", tensors))
+    assert (info.generation, info.layout, info.packaging) == ("RWKV-6 Finch", "official (BlinkDL)", "pth")
+    assert info.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert info.stored_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert info.dtypes == {"BF16": 97 * 32, "F32": info.parameters - 97 * 32}
+    assert info.state_bytes == 4 * 2 * (32 + 2 * 16 * 16 + 32)
+    assert info.tokenizer == "unknown (97 tokens): name a tokenizer.json"
+    assert info.uses[0] == "generate text"
+    assert info.to_dict()["config"]["version"] == "6"
+
+
+@pytest.mark.parametrize("version", ck.VERSIONS)
+def test_convert_keeps_every_value(tmp_path: Path, version: Version) -> None:
+    source = ck.save(tmp_path / "in.pth", ck.weights(version, SHAPE))
+    info = convert(source, tmp_path / "out.safetensors")
+    assert info.config == describe(source).config
+    converted, original = load_model(tmp_path / "out.safetensors"), load_model(source)
+    for mine, other in zip(converted.layers, original.layers, strict=True):
+        assert all(torch.equal(matrix.values, other.matrices[name].values) for name, matrix in mine.matrices.items())
+        assert all(torch.equal(vector, other.vectors[name]) for name, vector in mine.vectors.items())
+    torch.testing.assert_close(converted.forward(TOKENS)[0], original.forward(TOKENS)[0], atol=1e-5, rtol=0)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["in.pth", "out.safetensors"]
+
+
+def test_convert_to_int8_is_what_int8_loads(tmp_path: Path) -> None:
+    source = ck.save(tmp_path / "in.pth", ck.weights("7", SHAPE))
+    steps: list[tuple[int, int]] = []
+    info = convert(source, tmp_path / "out.safetensors", "int8", progress=lambda done, total: steps.append((done, total)))
+    assert set(info.dtypes) == {"I8", "F16"}
+    assert steps[-1][0] == steps[-1][1] < source.stat().st_size / 3
+    packed = load_model(tmp_path / "out.safetensors", dtype="int8")
+    quantized = load_model(source, dtype="int8")
+    for mine, other in zip(packed.layers, quantized.layers, strict=True):
+        for name, matrix in mine.matrices.items():
+            assert torch.equal(matrix.values, other.matrices[name].values)
+    wide = load_model(tmp_path / "out.safetensors").forward(TOKENS)[0]
+    torch.testing.assert_close(packed.forward(TOKENS)[0], wide, atol=1e-4, rtol=0)
+
+
+def test_convert_refuses(tmp_path: Path) -> None:
+    tensors = ck.weights("4", SHAPE)
+    tensors["emb.weight"][0, 0] = 1e6
+    source = ck.save(tmp_path / "in.pth", tensors)
+    with pytest.raises(CheckpointError, match="a weight of size 1000000 does not fit F16; convert to bfloat16"):
+        convert(source, tmp_path / "out.safetensors", "float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+    with pytest.raises(CheckpointError, match=r"'out\.pth', expected a name ending in \.safetensors"):
+        convert(source, tmp_path / "out.pth")
+    convert(source, tmp_path / "out.safetensors", "bfloat16")
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(source, tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match="dtype is 'int4', expected one of float32, bfloat16, float16, int8"):
+        convert(source, tmp_path / "new.safetensors", "int4")  # type: ignore[arg-type]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 1000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 1000).hexdigest()
