@@ -292,3 +292,26 @@ def test_the_page_names_every_option() -> None:
 def test_binary_stdin_that_is_not_text_is_refused() -> None:
     result = CliRunner().invoke(app, ["add", "a"], input=b"\xff\xfe\x00")
     assert result.exit_code == 2 and "standard input: not UTF-8 text (byte 0)" in result.stderr
+
+
+def test_eval_prints_a_table_or_json(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    texts = {"d1": "bees make honey", "d2": "bread is made of flour", "d3": "rivers run to the sea"}
+    lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "honey bees"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td1\t1\n")
+    scores = run_json("eval", str(tmp_path))
+    for mode in ("dense", "lexical", "hybrid"):
+        assert {"ndcg@10", "recall@10", "mrr@10"} <= set(scores[mode])
+        assert scores[mode]["ndcg@10"] == 1
+    assert "| dense |" in run("eval", str(tmp_path), "--mode", "dense", "--compare", "other")
+
+
+def test_models_are_described_and_converted(tmp_path: Path) -> None:
+    assert "bundled" in run("models", "list") or run_json("models", "list")["models"] == []
+    assert "no model 'nothing.pth'" in failing("models", "info", "nothing.pth", code=31)
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    failing("models", "info", str(tmp_path / "broken.pth"), code=30)
+    failing("models", "convert", str(tmp_path / "broken.pth"), str(tmp_path / "new.safetensors"), code=30)
+    assert not (tmp_path / "new.safetensors").exists()
