@@ -199,18 +199,18 @@ class Collection:
         return search(self, query, options or SearchOptions())
 
     def ask(self, question: str, **options: Any) -> Answer:
-        """A cited answer from this collection; see `indexer.answers.ask`."""
-        from indexer.answers import ask
+        """A cited answer from this collection; see `indexer.answers.answer`."""
+        from indexer.answers import answer
 
-        return ask(self, question, **options)
+        return answer(self, question, **options)
 
     def ask_stream(
         self, question: str, *, history: Sequence[Message] = (), **options: Any
     ) -> Iterator[str | Answer]:
-        """The pieces of an answer as they are made, then the answer; see `indexer.answers.ask_stream`."""
-        from indexer.answers import ask_stream
+        """The pieces of an answer as they are made, then the answer; see `indexer.answers.answer_stream`."""
+        from indexer.answers import answer_stream
 
-        return ask_stream(self, question, history=history, **options)
+        return answer_stream(self, question, history=history, **options)
 
 
 def _described(row: DocumentRow, chunks: int) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""serve, mcp: the store over HTTP, and for assistants that speak the Model Context Protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from api.errors import InvalidRequest
+from api.terminal import ModelOption, StoreOption, note
+
+
+def register(app: typer.Typer) -> None:
+    panel = "Servers"
+    app.command(rich_help_panel=panel)(serve)
+    app.command(rich_help_panel=panel)(mcp)
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(envvar="RWKV_EMBED_HOST", help="Address to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="RWKV_EMBED_PORT", min=0, max=65535, help="Port to listen on.")
+    ] = 8000,
+    store: StoreOption = None,
+    model: ModelOption = None,
+) -> None:
+    """Serve the HTTP API and the search page. Further settings are RWKV_EMBED_* variables; see docs/cli.md.
+
+    Set RWKV_EMBED_API_KEYS before you listen on anything but this machine.
+    """
+    import uvicorn
+    from pydantic import ValidationError
+
+    from api.app import create_app
+    from api.settings import Settings
+
+    given: dict[str, Any] = {"store": store, "model": model}
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        variable = "RWKV_EMBED_" + ".".join(map(str, wrong["loc"])).upper()
+        raise InvalidRequest(f"{variable}: {wrong['msg']}; the value is {wrong['input']!r}") from None
+    if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
+        note(f"Warning: whoever reaches {host} can read and change the store; set RWKV_EMBED_API_KEYS.")
+    note(
+        f"Store {settings.store}; search page http://{host}:{port}/, API description http://{host}:{port}/docs"
+    )
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+        server_header=False,
+    )
+
+
+def mcp(store: StoreOption = None, model: ModelOption = None) -> None:
+    """Serve search, ask, list_collections and add_document to an assistant over stdin and stdout."""
+    from api.locations import default_store
+    from api.mcp import run
+
+    run(store or default_store(), model)

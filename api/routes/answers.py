@@ -1,0 +1,211 @@
+"""Cited answers: /ask, and OpenAI's /v1/chat/completions where the model is a collection."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from api import shapes
+from api.errors import InvalidRequest, ModelNotServed, body
+from api.schemas import DEFAULT_TOP_K, AskRequest, ChatRequest, Turn
+from api.service import Service, ServiceDependency, json_response
+from indexer.errors import CollectionNotFound
+
+if TYPE_CHECKING:
+    from indexer.collection import Collection
+
+    from indexer.types import Answer, Citation, Message
+
+router = APIRouter()
+EVENT_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx would hold the stream back
+
+
+@router.post("/v1/collections/{collection}/ask", tags=["search"], summary="Ask")
+async def ask(request: Request, collection: str, asked: AskRequest, service: ServiceDependency) -> Response:
+    """An answer whose [n] marks are `citations`: verbatim quotes with their place. `abstained`: the
+    collection does not say.
+
+    With `stream` (or `Accept: text/event-stream`): events `token` `{"text"}` as the answer is written, at the
+    end one `answer` as without streaming, or one `error`.
+    """
+    question = _Question(asked.question, asked.generator, _turns(asked.history), asked.top_k, asked.where)
+    if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
+        pieces = await _begin(service, collection, question)
+        return StreamingResponse(_events(pieces), media_type="text/event-stream", headers=EVENT_STREAM)
+    answer = await service.use(request, collection, lambda chosen: chosen.ask(**question.options(service)))
+    return json_response(shapes.answer(answer))
+
+
+@dataclass(frozen=True)
+class _Question:
+    text: str
+    generator: str | None
+    history: Sequence[Message] = ()
+    top_k: int = DEFAULT_TOP_K
+    where: Any = None
+
+    def options(self, service: Service) -> dict[str, Any]:
+        """Arguments of `Collection.ask` and `ask_stream`. May load a generator: for worker threads."""
+        return {
+            "question": self.text,
+            "generator": service.generator(self.generator),
+            "history": self.history,
+            "top_k": self.top_k,
+            "where": self.where,
+        }
+
+
+def _turns(messages: Iterable[Turn]) -> tuple[Message, ...]:
+    from indexer.types import Message
+
+    return tuple(Message(turn.role, turn.content) for turn in messages)
+
+
+async def _begin(
+    service: Service, collection: str, question: _Question
+) -> AsyncGenerator[str | Answer, None]:
+    """Start an answer and wait for its first piece: what is wrong from the start is an ordinary error."""
+    store = service.store
+
+    def produce() -> Iterable[str | Answer]:
+        chosen: Collection = store.collection(collection)
+        return chosen.ask_stream(**question.options(service))
+
+    pieces = service.workers.stream(produce)
+    first = await anext(pieces)
+
+    async def all_pieces() -> AsyncGenerator[str | Answer, None]:
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return all_pieces()
+
+
+async def _events(pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[str]:
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if (
+                    piece == ""
+                ):  # the generator is still reading: a comment finds out whether the client is there
+                    yield ":\n\n"
+                elif isinstance(piece, str):
+                    yield f"event: token\ndata: {shapes.dumps({'text': piece})}\n\n"
+                else:
+                    yield f"event: answer\ndata: {shapes.dumps(shapes.answer(piece))}\n\n"
+    except Exception as error:  # the status line is long gone
+        yield f"event: error\ndata: {shapes.dumps(body(error))}\n\n"
+
+
+@router.post("/v1/chat/completions", tags=["OpenAI"], summary="Cited answers in OpenAI's shape")
+async def chat(request: Request, asked: ChatRequest, service: ServiceDependency) -> Response:
+    """The last message is the question, those before it the conversation. `model` is a collection, or
+    `collection@generator`. The content ends with footnotes; `citations` and `abstained` are extensions of the
+    reply (of the last chunk, when streamed). `usage` counts tokens of the embedding model.
+    """
+    collection, _, generator = asked.model.partition("@")
+    last = asked.messages[-1]
+    if last.role != "user" or not last.text.strip():
+        raise InvalidRequest("the last message must be the user's question, and not empty", param="messages")
+    history = _turns(Turn(role=_role(turn.role), content=turn.text) for turn in asked.messages[:-1])
+    question = _Question(last.text, generator or None, history)
+    reply = _Reply(service, asked)
+    try:
+        if asked.stream:
+            pieces = await _begin(service, collection, question)
+            return StreamingResponse(
+                reply.chunks(pieces), media_type="text/event-stream", headers=EVENT_STREAM
+            )
+        answer = await service.use(
+            request, collection, lambda chosen: chosen.ask(**question.options(service))
+        )
+    except CollectionNotFound as error:
+        raise ModelNotServed(
+            f"{error}; a chat model here is a collection, or collection@generator", param="model"
+        ) from None
+    return json_response(await reply.whole(answer))
+
+
+def _role(role: str) -> Any:
+    return "system" if role == "developer" else role
+
+
+class _Reply:
+    """A chat completion in OpenAI's shape, whole or in chunks."""
+
+    def __init__(self, service: Service, asked: ChatRequest) -> None:
+        self._service, self._asked = service, asked
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
+
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        content = answer.answer + footnotes(answer.citations)
+        message = {"role": "assistant", "content": content, "refusal": None}
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+            "usage": await self._usage(content),
+            **_extensions(answer),
+        }
+
+    async def chunks(self, pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[str]:
+        yield self._chunk({"role": "assistant", "content": ""})
+        written: list[str] = []
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    text = piece if isinstance(piece, str) else footnotes(piece.citations)
+                    written.append(text)
+                    # empty: the generator is still reading; a comment finds out whether the client is there
+                    yield self._chunk({"content": text}) if text else ":\n\n"
+                    if not isinstance(piece, str):
+                        yield self._chunk({}, finish="stop", extra=_extensions(piece))
+            if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
+                usage = await self._usage("".join(written))
+                yield _data({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+        except Exception as error:  # the status line is long gone; OpenAI's client raises on this
+            yield _data(body(error))
+        yield "data: [DONE]\n\n"
+
+    def _chunk(
+        self, delta: dict[str, Any], finish: str | None = None, extra: dict[str, Any] | None = None
+    ) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return _data({**self._head, "object": "chat.completion.chunk", "choices": [choice], **(extra or {})})
+
+    async def _usage(self, content: str) -> dict[str, int]:
+        embedder, asked = self._service.embedder, [message.text for message in self._asked.messages]
+        counts = await self._service.workers.run_admitted(lambda: embedder.count_tokens([*asked, content]))
+        prompt = sum(counts[:-1])
+        return {"prompt_tokens": prompt, "completion_tokens": counts[-1], "total_tokens": prompt + counts[-1]}
+
+
+def _data(value: dict[str, Any]) -> str:
+    return f"data: {shapes.dumps(value)}\n\n"
+
+
+def _extensions(answer: Answer) -> dict[str, Any]:
+    return {
+        "citations": [shapes.citation(cited) for cited in answer.citations],
+        "abstained": answer.abstained,
+    }
+
+
+def footnotes(citations: Sequence[Citation]) -> str:
+    """`[1] title, uri` lines under an answer, for clients that show text only."""
+    lines = [
+        f"[{cited.n}] {cited.title}, {cited.uri or cited.document_id}"
+        if cited.title
+        else f"[{cited.n}] {cited.uri or cited.document_id}"
+        for cited in citations
+    ]
+    return "\n\n" + "\n".join(lines) if lines else ""

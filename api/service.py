@@ -1,0 +1,164 @@
+"""One server's belongings: settings, store, workers, metrics. Routes get it by dependency: no globals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.responses import Response
+
+from api.errors import ModelNotServed, NotReady, sentence
+from api.metrics import Metrics
+from api.settings import Settings
+from api.shapes import dumps
+from api.workers import Batcher, Workers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from indexer.answers import Generator
+    from indexer.collection import Collection
+    from indexer.store import Store
+    from numpy.typing import NDArray
+
+    from rwkv_embed import Embedder
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+OpenStore = Callable[[str, "str | None"], "Store"]
+START_SECONDS = 5  # what a client is told to wait while the model is loading
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody reads the answer."""
+
+
+class Service:
+    """Opens the store and loads the model in the background; refuses with NotReady until then."""
+
+    def __init__(self, settings: Settings, open_store: OpenStore) -> None:
+        self.settings, self._open_store = settings, open_store
+        self.metrics = Metrics()
+        self.workers = Workers(settings.threads, settings.queue_limit)
+        self.metrics.watch_queue(lambda: self.workers.load)
+        self._store: Store | None = None
+        self._embedder: Embedder | None = None
+        self._failure: BaseException | None = None
+        self._specifications = {spec.partition(":")[0]: spec for spec in settings.generators}
+        self._generators: dict[str, Generator] = {}
+        self._generators_lock = threading.Lock()
+        self._batchers = {
+            "document": Batcher(
+                self.workers, lambda texts: self.embedder.encode_document(texts), settings.batch_inputs
+            ),
+            "query": Batcher(
+                self.workers, lambda texts: self.embedder.encode_query(texts), settings.batch_inputs
+            ),
+        }
+
+    async def start(self) -> None:
+        """Open and load; a failure is kept for /ready and for every later request."""
+
+        def load() -> None:
+            self._store = self._open_store(self.settings.store, self.settings.model)
+            self._embedder = self._store.embedder(None)
+
+        try:
+            await self.workers.run_admitted(load)
+        except Exception as error:
+            log.exception("The server cannot work: %s", sentence(error))
+            self._failure = error
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.workers.close)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    def check(self) -> None:
+        """NotReady, with the reason, when the store or the model is not there."""
+        if self._failure is not None:
+            raise NotReady(f"the server could not start: {sentence(self._failure)}")
+        if self._embedder is None:
+            raise NotReady(
+                f"the model is still loading; try again in {START_SECONDS} s", retry_after=START_SECONDS
+            )
+
+    @property
+    def store(self) -> Store:
+        self.check()
+        assert self._store is not None
+        return self._store
+
+    @property
+    def embedder(self) -> Embedder:
+        self.check()
+        assert self._embedder is not None
+        return self._embedder
+
+    async def encode(self, texts: list[str], kind: str = "document") -> NDArray[np.float32]:
+        """(n, dim) float32, batched with the texts of other requests."""
+        self.check()
+        vectors = await self._batchers[kind].encode(texts)
+        self.metrics.embedded.inc(len(texts))
+        return vectors
+
+    def generator(self, name: str | None) -> Generator:
+        """The answer generator of that kind, loaded once; called in a worker. None is the default.
+
+        Clients choose among the settings' generators: they cannot name a file or an address of their own.
+        """
+        from indexer.answers import make_generator
+
+        name = name or next(iter(self._specifications))
+        if name not in self._specifications:
+            raise ModelNotServed(
+                f"generator {name!r} is not served here; there is: {', '.join(self._specifications)}",
+                param="generator",
+            )
+        with self._generators_lock:
+            if name not in self._generators:
+                self._generators[name] = make_generator(self._specifications[name])
+            return self._generators[name]
+
+    async def use(
+        self, request: Request, collection: str, work: Callable[[Collection], T], *, inputs: int = 1
+    ) -> T:
+        """`work(collection)` in a thread; given up when the client goes before it has started."""
+        store = self.store
+        return await while_connected(
+            request, self.workers.run(lambda: work(store.collection(collection)), inputs=inputs)
+        )
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client closes the connection (ClientGone)."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(dumps(value), status, dict(headers or {}), "application/json")
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDependency = Annotated[Service, Depends(get_service)]

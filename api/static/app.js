@@ -1,0 +1,323 @@
+// The search page. Texts of documents reach the page as text nodes only, never as markup.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const PAGE = 10;
+let points = [];
+let chosenLanguage = null;
+let running = null; // AbortController of the search or answer in progress
+
+// ---- talking to the server
+
+function headers() {
+  const key = sessionStorage.getItem("key");
+  return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+}
+
+async function call(path, body, signal) {
+  const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const reply = await fetch(path, { ...options, headers: headers(), signal });
+  if (reply.ok) return reply;
+  if (reply.status === 401) $("key-form").hidden = false;
+  const wrong = await reply.json().catch(() => null);
+  throw new Error(wrong?.error?.message ?? `the server answered ${reply.status}`);
+}
+
+const address = (what) => `/v1/collections/${encodeURIComponent($("collection").value)}/${what}`;
+
+// ---- building the page
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+function source(hit) {
+  const place = `${hit.start}–${hit.end}`;
+  const name = hit.uri ?? hit.document_id;
+  const link = /^https?:\/\//i.test(name)
+    ? element("a", { href: name, textContent: name, rel: "noopener noreferrer", dir: "ltr" })
+    : element("bdi", { textContent: name });
+  return element("div", { className: "source" }, link, ` · ${place}`);
+}
+
+// Offsets of the server count code points; JavaScript's strings count UTF-16 units.
+function marked(text, spans) {
+  const characters = Array.from(text);
+  const parts = [];
+  let place = 0;
+  for (const [start, end] of [...spans].sort((a, b) => a[0] - b[0])) {
+    if (end <= place) continue;
+    parts.push(characters.slice(place, Math.max(start, place)).join(""));
+    parts.push(element("mark", { textContent: characters.slice(Math.max(start, place), end).join("") }));
+    place = end;
+  }
+  return [...parts, characters.slice(place).join("")];
+}
+
+function hitItem(hit) {
+  const title = element("h3", { textContent: hit.title ?? hit.document_id, dir: "auto" });
+  const language = element("span", { className: "language", textContent: languageName(hit.language) });
+  const score = element("span", { className: "score", textContent: hit.score.toFixed(3), title: "score" });
+  const passage = element("p", { className: "passage", dir: "auto", lang: hit.language ?? "" }, ...marked(hit.text, hit.highlights));
+  return element("li", {}, element("div", { className: "head" }, title, language, score), source(hit), passage);
+}
+
+const names = new Intl.DisplayNames([navigator.language || "en"], { type: "language", fallback: "code" });
+function languageName(code) {
+  try {
+    return code ? names.of(code) : "?";
+  } catch {
+    return code;
+  }
+}
+
+function say(message) {
+  $("message").textContent = message;
+}
+
+// ---- searching
+
+function filter() {
+  const language = $("language").value.trim();
+  const where = $("where").value.trim();
+  const wanted = language.split(/[\s,]+/).filter(Boolean);
+  const parts = [wanted.length ? `lang in (${wanted.join(", ")})` : "", where && `(${where})`].filter(Boolean);
+  return parts.length ? parts.join(" and ") : null;
+}
+
+async function search(offset = 0) {
+  const body = { query: $("query").value, top_k: PAGE, offset, mode: $("mode").value, group_by: $("group").value, where: filter() };
+  const { hits, took_ms } = await (await call(address("search"), body, running.signal)).json();
+  if (offset === 0) $("hits").replaceChildren();
+  $("hits").append(...hits.map(hitItem));
+  const shown = offset + hits.length;
+  $("results-title").textContent = shown ? `${shown} ${shown === 1 ? "result" : "results"} · ${took_ms} ms` : "Nothing found";
+  $("more").hidden = hits.length < PAGE;
+  $("results").hidden = false;
+}
+
+// ---- asking
+
+async function* events(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const lines = block.split("\n");
+      const field = (name) => lines.find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+      if (field("data")) yield { event: field("event"), data: JSON.parse(field("data")) };
+    }
+  }
+}
+
+// "[2]" in an answer becomes a link to its source.
+function linked(text, citations) {
+  const known = new Set(citations.map((cited) => String(cited.n)));
+  return text.split(/(\[\d+\])/).map((part) => {
+    const n = /^\[(\d+)\]$/.exec(part)?.[1];
+    return n && known.has(n) ? element("a", { href: `#cited-${n}`, textContent: part }) : part;
+  });
+}
+
+function citationItem(cited) {
+  const title = element("bdi", { textContent: cited.title ?? cited.document_id });
+  const head = element("div", { className: "head" }, element("strong", { textContent: `[${cited.n}]` }), title);
+  return element("li", { id: `cited-${cited.n}` }, head, source(cited), element("blockquote", { dir: "auto", textContent: cited.quote }));
+}
+
+async function ask() {
+  const text = $("answer-text");
+  text.replaceChildren();
+  $("citations").replaceChildren();
+  $("answer").hidden = false;
+  text.ariaBusy = "true";
+  try {
+    const body = { question: $("query").value, where: filter(), stream: true };
+    for await (const { event, data } of events(await call(address("ask"), body, running.signal))) {
+      if (event === "token") text.append(data.text);
+      else if (event === "error") throw new Error(data.error.message);
+      else {
+        text.replaceChildren(...linked(data.answer, data.citations));
+        $("citations").replaceChildren(...data.citations.map(citationItem));
+      }
+    }
+  } finally {
+    text.ariaBusy = "false";
+  }
+}
+
+// Runs one search or answer; a newer one replaces it.
+async function run(work) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  say("");
+  $("welcome").hidden = true;
+  try {
+    await work();
+  } catch (error) {
+    if (error.name !== "AbortError") say(error.message);
+  } finally {
+    if (running === mine) running = null;
+  }
+}
+
+async function act(what, remember = true) {
+  if (!$("query").value.trim()) return;
+  if (remember) {
+    const fields = new URLSearchParams(new FormData($("form")));
+    fields.set("do", what);
+    history.pushState(null, "", `?${fields}`);
+  }
+  document.title = `${$("query").value} · rwkv-embed`;
+  $(what === "ask" ? "results" : "answer").hidden = true;
+  await run(what === "ask" ? ask : () => search());
+}
+
+// ---- the map
+
+const hue = (index) => `hsl(${(index * 137.5 + 80) % 360} 65% ${matchMedia("(prefers-color-scheme: dark)").matches ? 65 : 42}%)`;
+
+function languagesOf(shown) {
+  const counts = new Map();
+  for (const { language } of shown) counts.set(language, (counts.get(language) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1]);
+}
+
+function position(point, canvas) {
+  const margin = 14;
+  return [
+    margin + ((point.x + 1) / 2) * (canvas.clientWidth - 2 * margin),
+    margin + ((1 - point.y) / 2) * (canvas.clientHeight - 2 * margin),
+  ];
+}
+
+function drawMap() {
+  const canvas = $("plane");
+  const scale = devicePixelRatio || 1;
+  canvas.width = canvas.clientWidth * scale;
+  canvas.height = canvas.clientHeight * scale;
+  const pen = canvas.getContext("2d");
+  pen.scale(scale, scale);
+  const order = new Map(languagesOf(points).map(([language], index) => [language, index]));
+  for (const point of points) {
+    const faded = chosenLanguage !== null && point.language !== chosenLanguage;
+    pen.globalAlpha = faded ? 0.08 : 0.75;
+    pen.fillStyle = hue(order.get(point.language));
+    pen.beginPath();
+    pen.arc(...position(point, canvas), faded ? 2.5 : 4, 0, 2 * Math.PI);
+    pen.fill();
+  }
+}
+
+function drawLegend() {
+  $("legend").replaceChildren(
+    ...languagesOf(points).map(([language, count], index) => {
+      const dot = element("span", { className: "dot" });
+      dot.style.background = hue(index);
+      const button = element("button", { type: "button", ariaPressed: String(chosenLanguage === language) }, dot, `${languageName(language)} ${count}`);
+      button.onclick = () => {
+        chosenLanguage = chosenLanguage === language ? null : language;
+        drawLegend();
+        drawMap();
+      };
+      return element("li", {}, button);
+    }),
+  );
+}
+
+async function loadMap() {
+  const { points: found, total } = await (await call(address("map"))).json();
+  points = found;
+  chosenLanguage = null;
+  $("plane").ariaLabel = `${points.length} of ${total} passages in ${languagesOf(points).length} languages`;
+  $("point").hidden = true;
+  drawLegend();
+  drawMap();
+}
+
+function nearest(event) {
+  const box = $("plane").getBoundingClientRect();
+  const distance = (point) => {
+    const [x, y] = position(point, $("plane"));
+    return Math.hypot(x - (event.clientX - box.left), y - (event.clientY - box.top));
+  };
+  const visible = points.filter((point) => chosenLanguage === null || point.language === chosenLanguage);
+  const best = visible.reduce((a, b) => (a === null || distance(b) < distance(a) ? b : a), null);
+  return best && distance(best) < 14 ? best : null;
+}
+
+function showPoint(event) {
+  const point = nearest(event);
+  $("point").hidden = point === null;
+  if (point === null) return;
+  const title = element("strong", { textContent: `${point.title ?? point.document_id} ` });
+  const language = element("span", { className: "language", textContent: languageName(point.language) });
+  $("point").replaceChildren(title, language, element("div", { dir: "auto", textContent: point.text }));
+}
+
+// ---- putting it together
+
+async function loadCollections() {
+  const { data } = await (await call("/v1/collections")).json();
+  const asked = new URLSearchParams(location.search).get("collection");
+  $("collection").replaceChildren(
+    ...data.map((info) => element("option", { value: info.name, textContent: `${info.name} (${info.documents})` })),
+  );
+  if (data.some((info) => info.name === asked)) $("collection").value = asked;
+  $("key-form").hidden = true;
+  $("welcome").textContent = data.length
+    ? "Ask in your language; the documents may be in another."
+    : "There is no collection yet. Make one: rwkv-embed index FOLDER, or POST /v1/collections.";
+}
+
+function restoreFromAddress() {
+  const fields = new URLSearchParams(location.search);
+  for (const name of ["q", "mode", "group_by", "language", "where"]) {
+    const field = $("form").elements.namedItem(name);
+    if (fields.has(name)) field.value = fields.get(name);
+  }
+  if (fields.get("q")) act(fields.get("do") === "ask" ? "ask" : "search", false);
+}
+
+async function start() {
+  try {
+    await loadCollections();
+    restoreFromAddress();
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  act(event.submitter?.value ?? "search");
+});
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value); // gone when the tab is closed
+  say("");
+  start();
+});
+$("more").addEventListener("click", () => run(() => search($("hits").childElementCount)));
+$("map-button").addEventListener("click", () => {
+  const open = $("map").hidden;
+  $("map").hidden = !open;
+  $("map-button").ariaExpanded = String(open);
+  if (open) loadMap().catch((error) => say(error.message));
+});
+$("collection").addEventListener("change", () => {
+  if (!$("map").hidden) loadMap().catch((error) => say(error.message));
+});
+$("plane").addEventListener("pointermove", showPoint);
+$("plane").addEventListener("pointerdown", showPoint);
+$("plane").addEventListener("pointerleave", () => ($("point").hidden = true));
+addEventListener("resize", () => !$("map").hidden && drawMap());
+addEventListener("popstate", restoreFromAddress);
+start();

@@ -1,0 +1,317 @@
+"""The command line: typer's runner for most, real processes where that matters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from api.cli import app
+from tests.service.fakes import DIM, WordEmbedder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rwkv_embed
+
+    monkeypatch.setattr(rwkv_embed, "Embedder", WordEmbedder, raising=False)
+    monkeypatch.setenv("RWKV_EMBED_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "documents"
+    made.mkdir()
+    (made / "bees.md").write_text("# Bees\n\nBees make honey. They live in hives.")
+    (made / "brot.txt").write_text("Brot ist aus Mehl und Wasser.")
+    return made
+
+
+def run(*arguments: str, code: int = 0, given: str | bytes | None = None) -> str:
+    """The stdout of a command that must exit with `code`."""
+    result = CliRunner().invoke(app, list(arguments), input=given)
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result.stdout
+
+
+def failing(*arguments: str, code: int, given: str | None = None) -> str:
+    """The stderr of a command that must fail with `code` and print no results."""
+    result = CliRunner().invoke(app, list(arguments), input=given)
+    assert (result.exit_code, result.stdout) == (code, ""), (result.stderr, result.exception)
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def run_json(*arguments: str, **options: Any) -> Any:
+    return json.loads(run(*arguments, "--json", **options))
+
+
+def test_index_search_and_keep_up_to_date(folder: Path) -> None:
+    first = run_json("index", str(folder))
+    assert (first["added"], first["failed"]) == (2, [])
+    again = run_json("index", str(folder))
+    assert (again["unchanged"], again["chunks_embedded"]) == (2, 0)
+    (folder / "brot.txt").unlink()
+    assert run_json("index", str(folder), "--delete-missing")["deleted"] == 1
+
+    (hit,) = run_json("search", "bees honey", "--top-k", "1")["hits"]
+    promised = {
+        "score",
+        "document_id",
+        "chunk_id",
+        "title",
+        "uri",
+        "language",
+        "text",
+        "start",
+        "end",
+        "metadata",
+    }
+    assert promised <= set(hit)
+    assert "Bees make honey." in hit["text"]
+
+
+def test_search_prints_readable_hits(folder: Path) -> None:
+    run("index", str(folder))
+    shown = run("search", "bees make honey", "-k", "1")
+    first = shown.splitlines()[0]
+    assert first.startswith(" 1  ") and "Bees" in first and "[en]" in first
+    assert "bees.md" in shown
+    assert "**Bees make honey.**" in shown  # no colours here, so the matching sentence is in asterisks
+    assert "\x1b" not in shown
+
+
+def test_a_file_that_cannot_be_read_fails_alone(folder: Path) -> None:
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7 not really")
+    report = json.loads(run("index", str(folder), "--json", code=8))
+    assert report["added"] == 2
+    assert [Path(failure["path"]).name for failure in report["failed"]] == ["broken.pdf"]
+
+
+def test_add_append_show_list_delete() -> None:
+    assert (
+        run_json("add", "a", "Bees make honey.", "--title", "T", "--metadata", '{"year": 2020}')["added"] == 1
+    )
+    assert run_json("add", "b", given="Text from a pipe — 蜜蜂")["added"] == 1
+    assert run_json("append", "a", " They live in hives.")["updated"] == 1
+    shown = run_json("show", "a")
+    assert (shown["text"], shown["metadata"]) == ("Bees make honey. They live in hives.", {"year": 2020})
+    assert run("show", "b") == "Text from a pipe — 蜜蜂\n"
+    assert [row["id"] for row in run_json("list")["documents"]] == ["a", "b"]
+    assert run_json("list", "--where", "year = 2020")["total"] == 1
+    assert [row["name"] for row in run_json("list", "--collections")["collections"]] == ["default"]
+    assert run_json("delete", "a", "missing") == {"deleted": 1}
+    assert run("delete", "--whole-collection", "--yes") == "1 deleted\n"
+    assert run_json("list", "--collections") == {"collections": []}
+
+
+def test_deleting_a_collection_asks_first() -> None:
+    run("add", "a", "text")
+    run("delete", "--whole-collection", code=1, given="n\n")
+    assert run_json("list")["total"] == 1
+
+
+def test_ask_whole_json_and_conversation(folder: Path) -> None:
+    run("index", str(folder))
+    answer = run_json("ask", "What do bees make?")
+    assert set(answer) == {"answer", "abstained", "citations"}
+    assert answer["citations"][0]["quote"] == "Bees make honey."
+    shown = run("ask", "What do bees make?")
+    assert shown.startswith("Bees make honey. [1]\n") and "[1] Bees" in shown
+    talk = run("ask", "-i", given="What do bees make?\n/sources\n \n/new\nWhere do they live, in hives?\n")
+    assert talk.count("Bees make honey.") == 2 and "They live in hives." in talk
+
+
+def test_export_and_import_give_the_same_collection(tmp_path: Path) -> None:
+    run("add", "ä/1", "Bees.", "--language", "en", "--metadata", '{"k": [1]}')
+    run("add", "2", "Bread\u2028and water.")
+    file = tmp_path / "all.jsonl"
+    assert run_json("export", str(file))["documents"] == 2
+    assert run_json("import", str(file), "-c", "copy")["documents"] == 2
+    for document in ("ä/1", "2"):
+        copied, own = run_json("show", document, "-c", "copy"), run_json("show", document)
+        assert [copied[key] for key in ("text", "metadata", "language")] == [
+            own[key] for key in ("text", "metadata", "language")
+        ]
+    assert "already a collection 'default'" in failing("import", str(file), code=13)
+
+
+def test_stats_verify_compact_backup_restore(tmp_path: Path) -> None:
+    run("add", "a", "Bees make honey.")
+    stats = run_json("stats")
+    assert (stats["documents"], stats["chunks"], stats["model"], stats["dim"]) == (1, 1, "words", DIM)
+    assert "words" in run("stats")
+    run_json("verify")
+    run_json("compact")
+    file = tmp_path / "backup"
+    assert run_json("backup", str(file))["bytes"] == file.stat().st_size
+    restored = tmp_path / "restored"
+    run("restore", str(file), "--store", str(restored))
+    assert run("show", "a", "--store", str(restored)) == "Bees make honey.\n"
+
+
+def test_embed_lines_json_and_npy(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run("embed", given="bees make\nhoney\n").splitlines()]
+    assert [line["text"] for line in lines] == ["bees make", "honey"]
+    expected = WordEmbedder().encode_document(["bees make", "honey"])
+    np.testing.assert_allclose([line["embedding"] for line in lines], expected)
+    whole = run_json("embed", "bees make", "honey", "--dim", "8", "--kind", "query")
+    assert (whole["model"], whole["dim"], np.shape(whole["embeddings"])) == ("words", 8, (2, 8))
+    file = tmp_path / "vectors"
+    run("embed", "--npy", str(file), given="bees make\nhoney")
+    np.testing.assert_array_equal(np.load(file), expected)
+    run("embed", "--npy", str(file), given="")
+    assert np.load(file).shape == (0, DIM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "a"], 10, "there is no store at"),
+        (["index", "/no/such/place"], 19, "/no/such/place: no such file or directory"),
+        (["embed", "a", "--dim", "65"], 2, "--dim 65: words has 64 dimensions; ask for at most that"),
+        (["add", "a", "t", "--metadata", "{"], 2, "--metadata: not JSON"),
+        (["add", "a", "t", "--metadata", "[1]"], 2, "--metadata: a JSON object is needed"),
+        (["add", "a", "t", "--file", "f"], 2, "either as an argument or with --file, not both"),
+        (["add", "a", "--file", "/no/such/file"], 40, "/no/such/file: No such file or directory"),
+        (["ask"], 2, "give either a question or -i"),
+        (["delete"], 2, "say either which documents to delete"),
+        (["search"], 2, "Missing argument"),
+        (["search", "a", "--mode", "magic"], 2, "magic"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_sentence_with_an_exit_code(arguments: list[str], code: int, message: str) -> None:
+    assert message in failing(*arguments, code=code)
+
+
+def test_errors_of_an_existing_store() -> None:
+    run("add", "a", "Bees.")
+    assert "no collection 'other'; there are: default" in failing("search", "a", "-c", "other", code=12)
+    assert "'nothing'" in failing("show", "nothing", code=14)
+    assert "year >" in failing("search", "a", "--where", "year >", code=17)
+
+
+def test_control_characters_of_documents_do_not_reach_the_terminal() -> None:
+    run("add", "a", "Bees \x1b[31mmake\x07 honey.", "--title", "\x1b]0;owned\x07")
+    assert "\x1b" not in run("show", "a") + run("search", "bees") + run("list")
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "api.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60, **options)
+
+
+def test_help_version_and_completion_import_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv[0] = 'rwkv-embed'\n"
+        "from api.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'faiss', 'sqlalchemy', 'numpy', 'fastapi', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    completion = {"_RWKV_EMBED_COMPLETE": "complete_bash", "COMP_WORDS": "rwkv-embed se", "COMP_CWORD": "1"}
+    for arguments, extra, shown in (
+        (["--help"], {}, "Documents"),
+        (["search", "--help"], {}, "--top-k"),
+        (["--version"], {}, "rwkv-embed "),
+        ([], completion, "search"),
+    ):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | extra, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
+
+
+def test_results_and_messages_go_to_their_own_pipes(tmp_path: Path) -> None:
+    store = str(tmp_path / "none")
+    done = process("search", "a", "--store", store)
+    assert (done.returncode, done.stdout) == (10, "")
+    assert done.stderr.startswith("Error: there is no store at") and "\x1b" not in done.stderr
+    done = process("list", "--collections", "--store", store)
+    assert done.returncode == 10
+    assert process("--version").stdout.startswith("rwkv-embed ")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    run("add", "a", given="word " * 200_000)
+    command = [sys.executable, "-m", "api.cli", "show", "a"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.read(5) == b"word "
+        child.stdout.close()
+        assert child.wait(30) in (0, 141)  # 0: Python took one large write for done
+        assert all(word not in child.stderr.read() for word in (b"Error", b"Exception", b"Traceback"))
+
+
+def test_ctrl_c_is_tidy(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "api.cli", "add", "a", "--store", str(tmp_path / "s")]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)  # it waits for its text
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert stderr.startswith("Stopped.") and "Traceback" not in stderr
+
+
+def test_the_page_about_the_command_line_is_fresh() -> None:
+    from api.docs import page
+
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == page(), "docs/cli.md is stale: run `make docs`"
+
+
+def test_the_page_names_every_option() -> None:
+    from api.docs import page
+
+    text = page()
+    for word in (
+        "rwkv-embed index",
+        "--delete-missing",
+        "--where FILTER",
+        "`RWKV_EMBED_API_KEYS`",
+        "| 130 |",
+    ):
+        assert word in text
+
+
+def test_binary_stdin_that_is_not_text_is_refused() -> None:
+    result = CliRunner().invoke(app, ["add", "a"], input=b"\xff\xfe\x00")
+    assert result.exit_code == 2 and "standard input: not UTF-8 text (byte 0)" in result.stderr
+
+
+def test_eval_prints_a_table_or_json(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    texts = {"d1": "bees make honey", "d2": "bread is made of flour", "d3": "rivers run to the sea"}
+    lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "honey bees"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td1\t1\n")
+    scores = run_json("eval", str(tmp_path))
+    for mode in ("dense", "lexical", "hybrid"):
+        assert {"ndcg@10", "recall@10", "mrr@10"} <= set(scores[mode])
+        assert scores[mode]["ndcg@10"] == 1
+    assert "| dense |" in run("eval", str(tmp_path), "--mode", "dense", "--compare", "other")
+
+
+def test_models_are_described_and_converted(tmp_path: Path) -> None:
+    assert "bundled" in run("models", "list") or run_json("models", "list")["models"] == []
+    assert "no model 'nothing.pth'" in failing("models", "info", "nothing.pth", code=31)
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    failing("models", "info", str(tmp_path / "broken.pth"), code=30)
+    failing("models", "convert", str(tmp_path / "broken.pth"), str(tmp_path / "new.safetensors"), code=30)
+    assert not (tmp_path / "new.safetensors").exists()

@@ -1,0 +1,412 @@
+"""Keys, limits, overload, disconnects and hostile input."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.service.conftest import Running, running, wait_for
+
+KEYS = "first-key,second-key"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("guarded")
+    with running(folder, api_keys=KEYS, max_body_bytes=4096, max_upload_bytes=8192, max_inputs=4) as server:
+        yield server
+
+
+def routes(server: Running) -> list[tuple[str, str]]:
+    """(method, path) of every route that is described."""
+    paths = server.app.openapi()["paths"]
+    return [
+        (method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]
+    ]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer first-ke"},
+        {"authorization": "Bearer first-key-and-more"},
+        {"authorization": "Bearer FIRST-KEY"},
+        {"authorization": "Basic first-key"},
+        {"authorization": "first-key"},
+        {"authorization": "Bearer "},
+        {"authorization": f"Bearer {KEYS}"},
+        {"x-api-key": "wrong"},
+        {"x-api-key": "\xff"},
+    ],
+)
+def test_every_route_but_the_open_ones_wants_a_key(guarded: Running, headers: dict[str, str]) -> None:
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    with guarded.client(headers=raw) as client:
+        for method, path in routes(guarded):
+            reply = client.request(method, path)
+            if path in ("/health", "/ready"):
+                assert reply.status_code == 200
+            else:
+                assert reply.status_code == 401, (method, path)
+                assert reply.json()["error"]["type"] == "authentication_error"
+                assert reply.headers["www-authenticate"] == "Bearer"
+        assert client.get("/nowhere").status_code == 401
+
+
+def test_each_key_opens_either_way(guarded: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for headers in (
+        {"authorization": "Bearer first-key"},
+        {"authorization": "bearer second-key"},
+        {"x-api-key": "second-key"},
+    ):
+        with guarded.client(headers=headers) as client:
+            assert client.get("/v1/models").status_code == 200
+            metrics = client.get("/metrics").text
+    assert all(key not in metrics + caplog.text for key in KEYS.split(","))
+    assert "first-key" not in repr(guarded.app.state.service.settings)
+
+
+@pytest.fixture
+def client(guarded: Running) -> Iterator[httpx.Client]:
+    with guarded.client(headers={"x-api-key": "first-key"}) as made:
+        yield made
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_bodies_over_the_limit_are_refused(client: httpx.Client, declared: bool) -> None:
+    body = json.dumps({"query": "x" * 5000}).encode()
+    content = body if declared else iter([body[:3000], body[3000:]])
+    reply = client.post(
+        "/v1/collections/library/search", content=content, headers={"content-type": "application/json"}
+    )
+    assert reply.status_code == 413
+    assert "over this server's limit of 4,096 bytes" in reply.json()["error"]["message"]
+
+
+def test_uploads_have_a_limit_of_their_own(client: httpx.Client) -> None:
+    path = "/v1/collections/library/documents/upload"
+    assert client.post(path, files={"files": ("a.txt", b"x" * 9000)}).status_code == 413
+
+
+def test_too_many_inputs_are_refused(client: httpx.Client) -> None:
+    documents = [{"id": str(n), "text": "a"} for n in range(5)]
+    reply = client.post("/v1/collections/library/documents", json=documents)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "documents")
+    assert client.post("/embed", json={"inputs": ["a"] * 5}).status_code == 400
+    assert client.post("/rerank", json={"query": "a", "texts": ["a"] * 5}).status_code == 400
+
+
+def test_rate_of_a_key(tmp_path: Path) -> None:
+    with running(tmp_path / "s", fill=False, api_keys=KEYS, requests_per_minute=3) as server:
+        with server.client(headers={"x-api-key": "first-key"}) as client:
+            replies = [client.get("/v1/models") for _ in range(5)]
+        statuses = [reply.status_code for reply in replies]
+        assert statuses in ([200, 200, 200, 429, 429], [200] * 5)  # five when a minute ended in between
+        if 429 in statuses:
+            assert 1 <= int(replies[-1].headers["retry-after"]) <= 60
+        with server.client(headers={"x-api-key": "second-key"}) as client:
+            assert client.get("/v1/models").status_code == 200
+            assert client.get("/health").status_code == 200
+
+
+def test_overload_is_refused_counts_inputs_and_leaves_health_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "s", fill=False, queue_limit=8, batch_inputs=4) as server:
+
+        def embed(count: int) -> httpx.Response:
+            with server.client() as client:
+                return client.post("/embed", json={"inputs": ["a b"] * count})
+
+        def load() -> int:
+            return int(server.app.state.service.workers.load)
+
+        server.embedder.hold.clear()
+        with ThreadPoolExecutor(20) as pool:
+            six = pool.submit(embed, 6)
+            wait_for(lambda: load() == 6)
+            refused = embed(3)
+            assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            two = [pool.submit(embed, 1) for _ in range(2)]
+            wait_for(lambda: load() == 8)
+            assert embed(1).status_code == 429
+            with server.client() as client:
+                times = [client.get("/health").elapsed.total_seconds() for _ in range(20)]
+            assert sorted(times)[-2] < 0.1
+            server.embedder.hold.set()
+            assert [future.result().status_code for future in (six, *two)] == [200, 200, 200]
+        wait_for(lambda: load() == 0)
+        assert embed(8).status_code == 200
+
+
+def test_waiting_requests_share_a_batch_and_take_turns(tmp_path: Path) -> None:
+    with running(tmp_path / "s", fill=False, batch_inputs=4) as server:
+
+        def embed(texts: list[str]) -> list[list[float]]:
+            with server.client() as client:
+                return client.post("/embed", json={"inputs": texts}).json()
+
+        server.embedder.hold.clear()
+        with ThreadPoolExecutor(8) as pool:
+            first = pool.submit(embed, ["first"])
+            wait_for(lambda: server.app.state.service.workers.load == 1)
+            time.sleep(0.05)  # the first is being worked on
+            long = pool.submit(embed, [f"long {n}" for n in range(8)])
+            wait_for(lambda: server.app.state.service.workers.load == 9)
+            short = pool.submit(embed, ["short"])
+            wait_for(lambda: server.app.state.service.workers.load == 10)
+            server.embedder.batches.clear()
+            server.embedder.hold.set()
+            results = [future.result() for future in (first, long, short)]
+        batches = list(server.embedder.batches)
+        assert batches[:2] == [["first"], ["long 0", "long 1", "short"]]  # not behind all of the long one
+        assert all(len(batch) <= 4 for batch in batches)
+        expected = server.embedder.encode_document([f"long {n}" for n in range(8)])
+        assert results[1] == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_bad_text_fails_its_own_request_only(tmp_path: Path) -> None:
+    with running(tmp_path / "s", fill=False) as server:
+
+        def embed(text: str) -> int:
+            with server.client() as client:
+                return client.post("/embed", json={"inputs": [text]}).status_code
+
+        server.embedder.hold.clear()
+        with ThreadPoolExecutor(8) as pool:
+            first = pool.submit(embed, "first")
+            wait_for(lambda: server.app.state.service.workers.load == 1)
+            time.sleep(0.05)
+            others = [pool.submit(embed, text) for text in ("good", "POISON", "fine")]
+            wait_for(lambda: server.app.state.service.workers.load == 4)
+            server.embedder.hold.set()
+            assert [future.result() for future in (first, *others)] == [200, 200, 500, 200]
+
+
+def abandon(server: Running, path: str, body: dict) -> socket.socket:
+    """Send a request over a bare socket."""
+    address = urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port))
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def test_work_of_a_client_that_left_is_dropped(tmp_path: Path) -> None:
+    with running(tmp_path / "s", fill=False, batch_inputs=4) as server:
+        workers = server.app.state.service.workers
+        server.embedder.hold.clear()
+        connections = [abandon(server, "/embed", {"inputs": [f"{n}"] * 20}) for n in range(10)]
+        wait_for(lambda: workers.load == 200)
+        for connection in connections:
+            connection.close()
+        wait_for(lambda: workers.load == 0)
+        server.embedder.hold.set()
+        time.sleep(0.2)
+        assert sum(map(len, server.embedder.batches)) <= 4  # the batch that was being worked on, and no more
+
+
+def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path) -> None:
+    with running(tmp_path / "s") as server:
+        written, closed = [], threading.Event()
+
+        class Endless:
+            def generate(self, request: object) -> Iterator[str]:
+                try:
+                    while True:
+                        written.append(1)
+                        yield "word "
+                        time.sleep(0.01)
+                finally:
+                    closed.set()
+
+        server.app.state.service._generators["extractive"] = Endless()
+        body = {
+            "model": "library",
+            "stream": True,
+            "messages": [{"role": "user", "content": "What do bees make?"}],
+        }
+        connection = abandon(server, "/v1/chat/completions", body)
+        wait_for(lambda: len(written) > 5)
+        connection.close()
+        assert closed.wait(5)
+        wait_for(lambda: server.app.state.service.workers.load == 0)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with running(tmp_path_factory.mktemp("hostile")) as server, server.client() as client:
+        yield client
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=30)
+    | st.sampled_from(
+        ["\ud800", "\x00", "../../etc/passwd", "' OR 1=1 --", '"', "NEAR(", "*", "year = 1", "😀" * 20]
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    [
+        "query",
+        "question",
+        "input",
+        "inputs",
+        "texts",
+        "model",
+        "messages",
+        "where",
+        "top_k",
+        "id",
+        "text",
+        "metadata",
+        "dimensions",
+        "documents",
+        "history",
+        "title",
+        "uri",
+        "language",
+        "stream",
+        "name",
+        "chunking",
+        "offset",
+    ]
+)
+PATHS = [
+    "/v1/embeddings", "/v1/chat/completions", "/embed", "/rerank", "/v1/collections",
+    "/v1/collections/library/search", "/v1/collections/library/ask", "/v1/collections/library/documents",
+    "/v1/collections/library/documents/delete", "/v1/collections/library/documents/x/append",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(PATHS), body=st.dictionaries(FIELDS, JSON, max_size=6) | JSON)
+def test_no_body_makes_the_server_fail(target: httpx.Client, path: str, body: object) -> None:
+    reply = target.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert reply.status_code < 500, reply.text
+    if reply.status_code >= 400:
+        assert reply.json()["error"]["message"]
+
+
+HOSTILE = [
+    *(
+        [
+            "a AND",
+            "OR",
+            "NOT",
+            "NEAR(a b)",
+            "a NEAR/3 b",
+            "a*",
+            "*",
+            "^a",
+            "-a",
+            "--",
+            "a -",
+            "(",
+            ")",
+            "((((",
+            "col:a",
+            "{a b}",
+            "a + b",
+            "%",
+            "_",
+            "\\",
+        ]
+    ),
+    *(
+        '"',
+        "'",
+        "''",
+        '"a" OR "b"',
+        "';DROP TABLE chunks;--",
+        "' OR '1'='1",
+        "\x00",
+        "a\x00b",
+        "\n\r\t",
+        " ",
+        "",
+    ),
+    *(
+        "\u202e abc",
+        "\ufeff",
+        "\u200b",
+        "😀",
+        "👨\u200d👩\u200d👧",
+        "é" * 500,
+        "x" * 30_000,
+        "a " * 10_000,
+        "数" * 5_000,
+    ),
+    *(
+        "<script>",
+        "${7*7}",
+        "{{7*7}}",
+        "%s%n",
+        "../../../etc/passwd",
+        "file:///etc/passwd",
+        "http://169.254.169.254/",
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_hostile_queries_are_answered_or_refused(target: httpx.Client, mode: str) -> None:
+    for query in HOSTILE:
+        reply = target.post("/v1/collections/library/search", json={"query": query, "mode": mode})
+        assert reply.status_code in (200, 400, 413, 422), (query, reply.text)
+
+
+def test_hostile_names_never_leave_the_store(target: httpx.Client) -> None:
+    for name in ("..", "../x", "%2e%2e%2fx", "a/b", "\x00", "con", "x" * 300, "' OR 1=1", ".hidden", "é"):
+        reply = target.post("/v1/collections", json={"name": name})
+        assert reply.status_code in (201, 400, 413, 422), (name, reply.text)
+    for path in ("/static/../app.py", "/static/..%2f..%2fpyproject.toml", "/static/%00", "/static/x"):
+        assert target.get(path).status_code == 404
+    assert target.get("/v1/collections/..%2f..%2fetc/documents/..%2f..%2fetc%2fpasswd").status_code == 404
+
+
+def test_deep_nesting_is_refused(target: httpx.Client) -> None:
+    body = '{"query": "a", "where": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    reply = target.post(
+        "/v1/collections/library/search", content=body, headers={"content-type": "application/json"}
+    )
+    assert 400 <= reply.status_code < 500
+
+
+def test_the_server_does_what_its_description_says(tmp_path: Path) -> None:
+    """Schemathesis makes requests from /openapi.json, for some seconds."""
+    import schemathesis
+    from schemathesis.checks import not_a_server_error
+
+    with running(tmp_path / "s") as server:
+        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        deadline = time.monotonic() + 12
+
+        for result in schema.get_all_operations():
+            operation = result.ok()
+
+            @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy())
+            def requests(case: schemathesis.Case) -> None:
+                if time.monotonic() < deadline:
+                    case.call_and_validate(checks=[not_a_server_error])
+
+            requests()
