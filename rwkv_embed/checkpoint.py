@@ -3,7 +3,8 @@
 Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
 index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official names (layout.py).
 
-A matrix may be stored packed: `X.int8` (rows, columns) with `X.scale` (rows, 1); X is their product.
+A matrix may be stored packed: `X.int8` (rows, columns) with `X.scale` (rows, 1), X is their product; or in
+four bits, `X.int4` with `X.scale`, see packing.py.
 
 Importing this module does not import torch, and a `.safetensors` file can be described without it.
 """
@@ -30,12 +31,13 @@ from rwkv_embed.layout import (
     official_names,
     problems,
 )
+from rwkv_embed.packing import GROUP, unpack_int4
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Names of safetensors: bytes per value. Only F64..F16 hold weights; I8 is half of a packed matrix.
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I64": 8, "I32": 4}
+# Names of safetensors: bytes per value. Only F64..BF16 hold weights; I8 and U8 are halves of packed matrices.
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I64": 8, "I32": 4}
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 # After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
 # (to another type) never has much more than this of its file in memory.
@@ -109,7 +111,7 @@ class PthFile:
             name: value for name, value in content.items() if isinstance(value, list | int | float | str)
         }
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-        names |= {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
+        names |= {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64"}
         size = path.stat().st_size
         self.tensors = {}
         for name, tensor in content.items():
@@ -247,15 +249,24 @@ class Checkpoint:
 
             values, scale = packed
             return values.to(torch.float32) * scale.to(torch.float32)
+        if self.tensors[name].scale is not None:
+            return self._unpacked_int4(name)
         return self._checked(name, self._stored(name).reshape(self._shapes[name]))
 
     def get_packed(self, name: str) -> "tuple[Tensor, Tensor] | None":
         """The int8 values and row scales (rows, 1) of a packed matrix; None when it is stored plainly."""
         entry = self.tensors[name]
-        if entry.scale is None:
+        if entry.scale is None or entry.dtype != "I8":
             return None
         scale = entry.file.get(entry.scale).reshape(-1, 1)
         return self._stored(name), self._checked(name, scale)
+
+    def _unpacked_int4(self, name: str) -> "Tensor":
+        import torch
+
+        entry = self.tensors[name]
+        scale = self._checked(name, entry.file.get(entry.scale or ""))
+        return torch.from_numpy(unpack_int4(self._stored(name).numpy(), scale.numpy()))
 
     def _stored(self, name: str) -> "Tensor":
         entry = self.tensors[name]
@@ -293,16 +304,24 @@ class Checkpoint:
         for name, source in sources.items():
             file = where[source.name]
             info = file.tensors[source.name]
-            if name.endswith(".scale") and f"{name.removesuffix('.scale')}.int8" in sources:
+            packings = [f"{name.removesuffix('.scale')}.{packing}" for packing in ("int8", "int4")]
+            if name.endswith(".scale") and any(packed in sources for packed in packings):
                 continue
-            scale = None
+            scale, shape = None, source.shape(info.shape)
+            if name.endswith(".int4"):
+                name = name.removesuffix(".int4")
+                scale = f"{source.name.removesuffix('.int4')}.scale"
+                rows, columns = info.shape[0], info.shape[-1] * 2
+                shape, wanted = (rows, columns), (rows, columns // GROUP)
+                if scale not in where or where[scale].tensors[scale].shape != wanted:
+                    self._refuse([f"{name}.int4 {info.shape} needs {name}.scale of shape {wanted}"])
             if name.endswith(".int8"):
                 name = name.removesuffix(".int8")
                 scale = f"{source.name.removesuffix('.int8')}.scale"
                 rows = (*info.shape[:1], 1)
                 if scale not in where or where[scale].tensors[scale].shape not in (rows, rows[:1]):
                     self._refuse([f"{name}.int8 {info.shape} needs {name}.scale of shape {rows}"])
-            entries[name] = Entry(where[source.name], source, info.dtype, source.shape(info.shape), scale)
+            entries[name] = Entry(where[source.name], source, info.dtype, shape, scale)
         return entries
 
     def _tie_head(self) -> None:
@@ -322,7 +341,7 @@ class Checkpoint:
         return [
             f"{name} is stored as {entry.dtype}, expected one of {', '.join(_WEIGHT_DTYPES)}"
             for name, entry in self.tensors.items()
-            if entry.dtype not in (("I8",) if entry.scale else _WEIGHT_DTYPES)
+            if entry.dtype not in (("I8", "U8") if entry.scale else _WEIGHT_DTYPES)
         ]
 
     def _refuse(self, found: list[str]) -> None:

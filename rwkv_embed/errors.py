@@ -1,4 +1,4 @@
-"""Errors of the tensor room. A message says what failed, the value seen, the value expected and the next step.
+"""Errors of the tensor room. A message says what failed, the value seen, what was expected and the next step.
 
 RWKVEmbedError
 ├── CheckpointError        a weights file cannot be read, is damaged, or has missing or misshapen tensors

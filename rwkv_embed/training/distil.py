@@ -30,7 +30,7 @@ OTHERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rate` for matrices, `table_rate` for token vectors; a batch is counted in tokens (RWKV) or texts (bag)."""
+    """`rate` for matrices, `table_rate` for token vectors; a batch is tokens (RWKV) or texts (bag)."""
 
     rate: float
     table_rate: float

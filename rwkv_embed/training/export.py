@@ -9,23 +9,11 @@ head.retr_head.*       the head; cls and sts would be copies
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from rwkv_embed.packing import pack_int4
 from rwkv_embed.training.model import RWKV7Embedder
-
-GROUP = 32
-LEVELS = 7
-
-
-def pack_int4(table: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """(V, C) -> packed (V, C/2) and scales (V, C/32), nearest value."""
-    groups = table.reshape(len(table), -1, GROUP)
-    scale = (np.abs(groups).max(-1) / LEVELS).astype(np.float16)
-    step = np.maximum(scale.astype(np.float32), 1e-8)[..., None]
-    codes = (np.clip(np.rint(groups / step), -LEVELS, LEVELS) + 8).astype(np.uint8).reshape(len(table), -1)
-    return codes[:, 0::2] | codes[:, 1::2] << 4, scale
 
 
 def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:

@@ -18,8 +18,8 @@ from rwkv_embed.training.wkv7 import wkv7
 
 N = 64
 LN_X_EPS = 64e-5
-# The bag's matrices start large. The norms that follow them do not care, but Adam's steps, whose size does not
-# depend on a parameter's, then change little of what the matrices mean (1x: XQuAD 0.63 -> 0.51 in 85 steps).
+# The bag's matrices start large. The norms that follow them do not care, but Adam's steps, whose size does
+# not depend on a parameter's, then change little of what the matrices mean (docs/log.md).
 FIRM = 8.0
 
 
@@ -200,7 +200,7 @@ class RWKV7Embedder(nn.Module):
         return self._read_out(self.blocks[-1], x, v_first, starts, ends)
 
     def _read_out(self, block: Any, x: Tensor, v_first: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        """The last layer: every token enters the state, only EOS and (for its shift) the one before are read."""
+        """The last layer: every token enters the state, only EOS (and the one before it) is read."""
         h = block.ln1(x)
         pairs = torch.cat([(ends - 1).clamp(min=0), ends])
         y, _ = block.att(h, shift(h, starts), v_first, starts, pairs)

@@ -52,7 +52,9 @@ def prune(pieces: Sequence[Piece], counts: NDArray[np.int64], size: int) -> list
     return sorted(kept, key=lambda i: (-counts[i], i))
 
 
-def centre_by_script(vectors: NDArray[np.float32], pieces: Sequence[Piece], usage: NDArray[np.float64]) -> None:
+def centre_by_script(
+    vectors: NDArray[np.float32], pieces: Sequence[Piece], usage: NDArray[np.float64]
+) -> None:
     """Take the mean vector of its script from each piece, in place; `usage` weighs the pieces.
 
     What all pieces of a script share says which script it is and nothing else. In a sum over a long text it

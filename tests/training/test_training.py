@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
 from rwkv_embed.training import distil
-from rwkv_embed.training.export import GROUP, LEVELS, pack_int4
 from rwkv_embed.training.loss import distillation_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
@@ -68,7 +68,8 @@ def test_a_text_does_not_depend_on_its_neighbours() -> None:
 
     def encode(batch: list[list[int]]) -> torch.Tensor:
         starts = torch.tensor([0, *np.cumsum([len(t) for t in batch])])
-        return distil.encode(model, table, torch.tensor([token for text in batch for token in text]), starts)[2]
+        packed = torch.tensor([token for text in batch for token in text])
+        return distil.encode(model, table, packed, starts)[2]
 
     together = encode(texts)
     alone = torch.cat([encode([text]) for text in texts])
@@ -103,8 +104,7 @@ def test_int4_packing_keeps_every_value_within_half_a_step() -> None:
     table = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     packed, scale = pack_int4(table)
     assert packed.shape == (20, 32) and scale.shape == (20, 64 // GROUP)
-    codes = np.stack([packed & 15, packed >> 4], -1).reshape(20, -1, GROUP).astype(np.float32) - 8
-    unpacked = (codes * scale[..., None].astype(np.float32)).reshape(20, 64)
+    unpacked = unpack_int4(packed, scale)
     step = np.repeat(np.abs(table.reshape(20, -1, GROUP)).max(-1) / LEVELS, GROUP, axis=1)
     assert (np.abs(unpacked - table) <= 0.51 * step).all()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Kernels, Norm
+from rwkv_embed.packing import GROUP, unpack_int4
 
 MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
 Tensors = Mapping[str, NDArray]
@@ -18,13 +19,25 @@ Tensors = Mapping[str, NDArray]
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Token vectors (V, C) as stored: floats, or int8 with a scale per row. Only rows in use are unpacked."""
+    """Token vectors (V, C) as stored: floats, int8 with a scale per row, or four bits (packing.py).
+
+    Only rows in use are unpacked.
+    """
 
     packed: NDArray
     scale: NDArray | None
 
+    @property
+    def width(self) -> int:
+        """C."""
+        columns: int = self.packed.shape[1]
+        return 2 * columns if self.packed.dtype == np.uint8 else columns
+
     def rows(self, tokens: NDArray[np.int64], out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
+        if self.packed.dtype == np.uint8 and self.scale is not None:
+            out[:] = unpack_int4(self.packed[tokens], self.scale[tokens])
+            return
         out[:] = self.packed[tokens]
         if self.scale is not None:
             out *= self.scale[tokens].astype(np.float32)
@@ -104,7 +117,7 @@ def build_weights(tensors: Tensors) -> Weights:
     """Sizes from shapes, parameters converted; names may have the prefix `rwkv.`. Raises CheckpointError."""
     take = _Taker(tensors)
     table = _token_table(take)
-    n_embd = table.packed.shape[1]
+    n_embd = table.width
     n_layer = take.count_layers()
     layers = tuple(_layer(take, i, n_embd) for i in range(n_layer))
     ln0, ln_out = take.norm("blocks.0.ln0", n_embd), take.norm("ln_out", n_embd)
@@ -120,7 +133,15 @@ def build_weights(tensors: Tensors) -> Weights:
 
 
 def _token_table(take: "_Taker") -> TokenTable:
-    packed, scale = take.raw("emb.weight.int8"), take.raw("emb.weight.scale")
+    four_bits, scale = take.raw("emb.weight.int4"), take.raw("emb.weight.scale")
+    if four_bits is not None and scale is not None:
+        wanted = (len(four_bits), 2 * four_bits.shape[-1] // GROUP)
+        if four_bits.ndim != 2 or scale.shape != wanted:
+            raise CheckpointError(
+                f"emb.weight.int4 {four_bits.shape} needs emb.weight.scale of shape {wanted}, not {scale.shape}"
+            )
+        return TokenTable(four_bits, scale)
+    packed = take.raw("emb.weight.int8")
     if packed is not None and scale is not None:
         if packed.ndim != 2 or scale.size != len(packed):
             raise CheckpointError(

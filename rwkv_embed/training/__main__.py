@@ -1,0 +1,122 @@
+"""Train the bundled model: `python -m rwkv_embed.training CORPUS WORK [--bag-minutes 10] [--minutes 60]`.
+
+Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
+vocabulary, cache the teacher's targets, tokenise, train the bag, train the blocks on top of it, export
+WORK/model.safetensors and WORK/tokenizer.json. `--targets N` stops the teacher after N lines.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from rwkv_embed.training import corpus, data, distil, export, vocabulary
+from rwkv_embed.training.model import Bag, RWKV7Embedder
+from rwkv_embed.training.table import TokenTable
+from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
+
+VOCABULARY = 110_000
+RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
+CAP = 12_000  # texts of a language that are counted for the vocabulary
+FIRST_PIECE = 258  # after EOS, unknown and the bytes
+
+log = logging.getLogger("rwkv_embed.training")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rwkv_embed.training", description=__doc__.split("\n")[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--targets", type=int, default=45_056, help="lines the teacher reads")
+    parser.add_argument("--bag-minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=60, help="for the blocks")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+
+    lines = draw(options.corpus, work)[: options.targets]
+    tokenizer, table, importance = choose_vocabulary(lines, work)
+    cache_targets(lines, work)
+    targets = data.load_targets(work, lines)
+    texts = tokenize(lines, tokenizer, work)
+    table[FIRST_PIECE:] = table[FIRST_PIECE:] @ np.load(work / "rotation.npy")
+
+    bag = Bag(torch.from_numpy(table), torch.from_numpy(importance))
+    rows = TokenTable(bag.emb)
+    schedule = distil.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes, batch_texts=2048)
+    distil.train(
+        bag, rows, texts, targets, schedule, work / "bag.pt", distil.append_json(work / "bag.jsonl")
+    )
+    bag.emb.data.copy_(rows.weight)
+    model = RWKV7Embedder.from_bag(bag, distil.EOS, options.layers, 4 * WIDTH)
+    rows = TokenTable(rows.weight)
+    schedule = distil.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes)
+    distil.train(
+        model, rows, texts, targets, schedule, work / "rwkv.pt", distil.append_json(work / "rwkv.jsonl")
+    )
+    export.export(model, rows.weight, work / "model.safetensors")
+
+
+def draw(folder: Path, work: Path) -> list[corpus.Line]:
+    path = work / "lines.jsonl.zst"
+    if not path.exists():
+        log.info("drawing the mixture")
+        corpus.save_lines(corpus.draw(folder), path)
+    return corpus.load_lines(path)
+
+
+def choose_vocabulary(
+    lines: list[corpus.Line], work: Path
+) -> tuple[Tokenizer, NDArray[np.float32], NDArray[np.float32]]:
+    """The tokenizer, a first vector (V, C) and a first importance (V,) for each token."""
+    teacher, kept = Teacher(), work / "vocabulary.npz"
+    if not kept.exists():
+        log.info("choosing the vocabulary")
+        counts = vocabulary.count_pieces(teacher.pieces, teacher.unk, capped(lines))
+        chosen = vocabulary.prune(teacher.pieces, counts, VOCABULARY - FIRST_PIECE)
+        vectors = teacher.encode_tokens([[teacher.bos, i, teacher.eos] for i in chosen])
+        np.savez(kept, chosen=chosen, counts=counts[chosen], vectors=vectors)
+    with np.load(kept) as file:
+        chosen, counts, vectors = file["chosen"], file["counts"], file["vectors"]
+    pieces = [teacher.pieces[i] for i in chosen]
+    tokenizer = vocabulary.build_tokenizer(pieces)
+    tokenizer.save(str(work / "tokenizer.json"))
+    probability = counts / counts.sum()
+    rarity = RARITY / (RARITY + probability)
+    vocabulary.centre_by_script(vectors, pieces, probability * rarity)
+    extra = np.random.default_rng(0).normal(scale=0.05, size=(FIRST_PIECE, WIDTH)).astype(np.float32)
+    importance = np.concatenate([np.zeros(FIRST_PIECE), rarity]).astype(np.float32)
+    return tokenizer, np.concatenate([extra, vectors]), importance
+
+
+def capped(lines: list[corpus.Line], block: int = 20_000) -> list[list[str]]:
+    """The texts in batches, `CAP` of a language at most."""
+    seen: dict[str, int] = {}
+    texts = []
+    for line in lines:
+        for language, text in line.texts.items():
+            seen[language] = seen.get(language, 0) + 1
+            if seen[language] <= CAP:
+                texts.append(text)
+    return [texts[i : i + block] for i in range(0, len(texts), block)]
+
+
+def tokenize(lines: list[corpus.Line], tokenizer: Tokenizer, work: Path) -> data.Texts:
+    path = work / "texts.npz"
+    if not path.exists():
+        log.info("tokenising")
+        data.tokenize(lines, tokenizer).save(path)
+    return data.Texts.load(path)
+
+
+if __name__ == "__main__":
+    main()
