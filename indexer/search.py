@@ -224,7 +224,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.document_id).where(
             ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
         )
-        documents = dict(self.session.execute(statement).tuples().all())
+        documents = {row.id: row.document_id for row in self.session.execute(statement)}
         origins: dict[int, dict[str, dict[str, float]]] = {}
         for arm, ranking in rankings.items():
             for rank, (chunk_id, score) in enumerate(ranking, start=1):
@@ -244,7 +244,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.text).where(
             ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
         )
-        texts = dict(self.session.execute(statement).tuples().all())
+        texts = {row.id: row.text for row in self.session.execute(statement)}
         scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
         for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}

@@ -77,12 +77,12 @@ def test_a_mark_stays_with_its_letter():
 
 
 def test_overlap_repeats_whole_sentences():
-    text = " ".join(f"a{number} b c." for number in range(6))
+    text = " ".join(f"A{number} b see." for number in range(6))
     chunks = chunk_text(text, ChunkingOptions(max_tokens=9, overlap_tokens=3), count_words)
     assert [chunk.text for chunk in chunks] == [
-        "a0 b c. a1 b c. a2 b c.",
-        "a2 b c. a3 b c. a4 b c.",
-        "a4 b c. a5 b c.",
+        "A0 b see. A1 b see. A2 b see.",
+        "A2 b see. A3 b see. A4 b see.",
+        "A4 b see. A5 b see.",
     ]
 
 
