@@ -7,7 +7,15 @@ from math import log2
 import pytest
 from fakes import FakeEmbedder
 
-from indexer.evaluation import evaluate, load_datasets, mrr_at_k, ndcg_at_k, recall_at_k, spearman, with_queries_of
+from indexer.evaluation import (
+    evaluate,
+    load_datasets,
+    mrr_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    spearman,
+    with_queries_of,
+)
 from indexer.evaluation.datasets import InvalidDataset
 from indexer.evaluation.runner import Report, score_rankings
 
@@ -69,7 +77,11 @@ def test_evaluates_the_whole_search_per_language(tmp_path):
     other = Report("older", {"de": {"dense": {"ndcg@10": 0.25}}})
     assert "| de | dense | 1.0000 (0.2500, +0.7500) | 1.0000 |" in report.to_markdown(other)
     crossed = with_queries_of(datasets[0], datasets[1])
-    assert (crossed.name, crossed.corpus, crossed.queries) == ("en>de", datasets[0].corpus, datasets[1].queries)
+    assert (crossed.name, crossed.corpus, crossed.queries) == (
+        "en>de",
+        datasets[0].corpus,
+        datasets[1].queries,
+    )
 
 
 def test_bitext_formats(tmp_path):
@@ -80,7 +92,10 @@ def test_bitext_formats(tmp_path):
     folder.mkdir()
     (folder / "tatoeba.deu-eng.deu").write_text("one word\ntwo words here\n")
     (folder / "tatoeba.deu-eng.eng").write_text("one word\ntwo words here\n")
-    names = {path: [d.name for d in load_datasets(tmp_path / path)] for path in ("pairs.tsv", "pairs.jsonl", "tatoeba")}
+    names = {
+        path: [d.name for d in load_datasets(tmp_path / path)]
+        for path in ("pairs.tsv", "pairs.jsonl", "tatoeba")
+    }
     assert names == {"pairs.tsv": ["en-de"], "pairs.jsonl": ["en-de", "en-fr"], "tatoeba": ["eng-deu"]}
     report = evaluate(load_datasets(tmp_path / "pairs.tsv"), FakeEmbedder(dim=256))
     assert report.sets == {"en-de": {"dense": {"accuracy": 1.0}}}
@@ -99,5 +114,5 @@ def test_refuses_what_is_no_data_set(tmp_path):
     with pytest.raises(InvalidDataset, match="is no data set; expected a BEIR folder"):
         load_datasets(tmp_path)
     write_beir(tmp_path / "x", ["a"], ["a"])
-    with pytest.raises(InvalidDataset, match="has no qrels/dev.tsv"):
+    with pytest.raises(InvalidDataset, match=r"has no qrels/dev\.tsv"):
         load_datasets(tmp_path / "x", split="dev")

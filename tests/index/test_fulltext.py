@@ -131,7 +131,7 @@ def test_a_rare_term_outranks_a_common_one(connection):
 
 def test_only_allowed_chunks_are_found(connection):
     assert found(connection, "brown", allowed=select(literal(7))) == [7]
-    assert fulltext_for(connection.engine).search(connection, 1, "brown", 1) == [(1, pytest.approx(0.8, abs=1))]
+    assert [id for id, _ in fulltext_for(connection.engine).search(connection, 1, "brown", 1)] == [1]
 
 
 def test_removed_chunks_are_gone_and_the_index_is_sound(connection):
