@@ -131,7 +131,7 @@ def test_a_rare_term_outranks_a_common_one(connection):
 
 def test_only_allowed_chunks_are_found(connection):
     assert found(connection, "brown", allowed=select(literal(7))) == [7]
-    assert fulltext_for(connection.engine).search(connection, 1, "brown", 1) == [(1, pytest.approx(0.8, abs=1))]
+    assert [id for id, _ in fulltext_for(connection.engine).search(connection, 1, "brown", 1)] == [1]
 
 
 def test_removed_chunks_are_gone_and_the_index_is_sound(connection):
@@ -159,15 +159,17 @@ def test_the_callers_transaction_decides(engine):
 
 
 HOSTILE = [
-    '"', '""', '"""', "'", "''", "*", "**", "-", "--", '-"', '"*', "(", ")", "()", "(()", "^", "^a", ":", "words:a",
-    "{words}:a", "{", "}", "a AND", "OR", "NOT", "NOT a", "AND OR NOT", "NEAR(", "NEAR(a b, 2)", "a NEAR b", "+", "a + b",
-    "a,b", ";", "; DROP TABLE terms_1;", "' OR 1=1 --", "%", "_", "\\", "\\\"", "?", ":1", ":expression", "@x", "$x",
-    "\x00", "a\x00b", '"a\x00b"', "\ud800", "a\udfff", "\ufeff", "\u202eabc", "\u200f\u200e", "\u0301", "😀", "👩‍👩‍👧",
-    "a" * 1_000_000, "a " * 16_000, '"' * 1_000, "-" * 1_000, "* " * 1_000, "(" * 1_000, "漢" * 20_000, '"a" ' * 2_000,
-    "-a " * 2_000, "a* " * 2_000, "\n\t\r\v", "\x1b[31m", "../../etc/passwd", "<script>", "${jndi:x}", "{{7*7}}",
-    "terms_1", "rowid", "rank", "rank MATCH 'x'", 'a" OR "b', 'a" NOT "b', "-\"a b", "a -", "- a", "*a", "a*b*",
-    '"a*"', '-"a*"', "NULL", "None", "nan", "0x00", "1e999", "\U0010ffff", "\ue000", "ﷺ", "ſ", "İ", "ß", "Ǆ", "ﬁ",
-    "a\u00adb", "\u2028", "\u2029", "ก็", "၊။", "+++", "c++#", "##", "#", "x'00'", "/*", "*/", "--x", "[a]", "a/b", "~",
+    '"', '""', '"""', "'", "''", "*", "**", "-", "--", '-"', '"*', "(", ")", "()", "(()", "^", "^a",
+    ":", "words:a", "{words}:a", "{", "}", "a AND", "OR", "NOT", "NOT a", "AND OR NOT", "NEAR(",
+    "NEAR(a b, 2)", "a NEAR b", "+", "a + b", "a,b", ";", "; DROP TABLE terms_1;", "' OR 1=1 --", "%",
+    "_", "\\", "\\\"", "?", ":1", ":expression", "@x", "$x", "\x00", "a\x00b", '"a\x00b"', "\ud800",
+    "a\udfff", "\ufeff", "\u202eabc", "\u200f\u200e", "\u0301", "😀", "👩‍👩‍👧", "a" * 1_000_000,
+    "a " * 16_000, '"' * 1_000, "-" * 1_000, "* " * 1_000, "(" * 1_000, "漢" * 20_000, '"a" ' * 2_000,
+    "-a " * 2_000, "a* " * 2_000, "\n\t\r\v", "\x1b[31m", "../../etc/passwd", "<script>", "${jndi:x}",
+    "{{7*7}}", "terms_1", "rowid", "rank", "rank MATCH 'x'", 'a" OR "b', 'a" NOT "b', "-\"a b", "a -",
+    "- a", "*a", "a*b*", '"a*"', '-"a*"', "NULL", "None", "nan", "0x00", "1e999", "\U0010ffff",
+    "\ue000", "ﷺ", "ſ", "İ", "ß", "Ǆ", "ﬁ", "a\u00adb", "\u2028", "\u2029", "ก็", "၊။", "+++", "c++#",
+    "##", "#", "x'00'", "/*", "*/", "--x", "[a]", "a/b", "~",
 ]  # fmt: skip
 
 
@@ -179,7 +181,7 @@ def test_no_query_reaches_the_syntax(connection, query):
 
 def test_random_queries_reach_no_syntax(connection):
     chance = random.Random(7)
-    pieces = ['"', "*", "-", "(", ")", "^", ":", "{", "AND", "NOT", " ", " ", "fox", "数", "\x00", "+", "'", ","]
+    pieces = ['"', "*", "-", "(", ")", "^", ":", "{", "AND", "NOT", " ", "fox", "数", "\x00", "+", "'", ","]
     for _ in range(500):
         found(connection, "".join(chance.choices(pieces, k=chance.randint(1, 12))))
 
@@ -195,5 +197,5 @@ def test_other_databases_are_refused_clearly():
 
 def test_common_terms_are_left_out_of_a_large_query(connection, monkeypatch):
     monkeypatch.setattr("indexer.fulltext.MATCH_BUDGET", 2)
-    assert found(connection, "the quick brown fox") == [1]  # the other words would match more rows than the budget
+    assert found(connection, "the quick brown fox") == [1]  # the rest is over the budget
     assert sorted(found(connection, "quick")) == [1, 7]  # the rarest term stays, whatever it costs
