@@ -98,7 +98,7 @@ def _runs(text: str) -> Iterator[tuple[str, str]]:
         if kind == "code":
             run = run.replace("+", "＋").replace("#", "＃")
         elif kind == "word" and not run.isascii():
-            run = _POINTS.sub("", run)
+            run = _POINTS.sub("", run).translate(_ARABIC_SPELLINGS)
         if kind not in ("ideographic", "unspaced"):
             run = run[:MAX_TERM_CHARS]
         if run:
@@ -129,7 +129,7 @@ _SEQUENCES: dict[str, Callable[[str], list[str]]] = {
 def _fold(word: str) -> str:
     """Without accents, in scripts where an accent is one; elsewhere marks are vowels and stay."""
     if word.isascii() or not _FOLDED_SCRIPTS.match(word):
-        return word.translate(_ARABIC_SPELLINGS)
+        return word
     return normalize("NFC", _ACCENTS.sub("", normalize("NFD", word)))
 
 

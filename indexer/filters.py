@@ -312,7 +312,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent: or = and ("or" and)*, and = not ("and" not)*, not = "not" not | "(" or ")" | test."""
+    """Recursive descent: or = and ("or" and)*; and = not ("and" not)*; not = "not" not, "(" or ")", test."""
 
     def __init__(self, source: str) -> None:
         self.source = source

@@ -66,6 +66,7 @@ _BLOCKS = sorted(
     }.items()
     for start, end in ranges
 )
+_WEIGHTS = {"han": 3, "kana": 2, "hangul": 2}  # one letter says as much as so many of an alphabet
 _STARTS = [start for start, _, _ in _BLOCKS]
 
 _ONE_LANGUAGE = {
@@ -105,7 +106,7 @@ def identify_language(text: str) -> str | None:
     for letter, count in letters.items():
         script = _script(letter)
         if script:
-            scripts[script] += count
+            scripts[script] += count * _WEIGHTS.get(script, 1)
     if not scripts:
         return None
     script = "han" if scripts["kana"] and scripts["kana"] + scripts["han"] > scripts.total() / 2 else ""

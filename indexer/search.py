@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 RRF_K = 10.0
 WEIGHTS = {"dense": 1.0, "lexical": 1.0}
 
-MIN_DEPTH = 50  # candidates of each arm: fusion needs more than a page
+MIN_DEPTH = 200  # candidates of each arm: the same for all early pages, so that these follow each other
 DEPTH_PER_HIT = 3
 MAX_DEPTH = 100_000  # where the search for one more document gives up
 MAX_OFFSET = 10_000
@@ -60,7 +60,7 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
     wanted = options.offset + options.top_k
     with collection.session() as session:
         request = _Request(collection, session, query, options)
-        depth = max(MIN_DEPTH, DEPTH_PER_HIT * wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1))
+        depth = _first_depth(wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1))
         while True:
             candidates, exhausted = request.candidates(depth)
             if exhausted or len(candidates) >= wanted or depth >= MAX_DEPTH:
@@ -100,6 +100,14 @@ def _check(query: str, options: SearchOptions) -> None:
         raise InvalidQuery(f"group_by is {options.group_by!r}; expected chunk or document")
     if options.mmr_lambda is not None and not 0 <= options.mmr_lambda <= 1:
         raise InvalidQuery(f"mmr_lambda is {options.mmr_lambda}; expected 0 (variety) to 1 (relevance)")
+
+
+def _first_depth(wanted: int) -> int:
+    """How many candidates each arm starts with. Fused ranks depend on it, so it grows in few, large steps."""
+    depth = MIN_DEPTH
+    while depth < DEPTH_PER_HIT * wanted:
+        depth *= 4
+    return depth
 
 
 class _Request:
@@ -224,7 +232,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.document_id).where(
             ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
         )
-        documents = dict(self.session.execute(statement).tuples().all())
+        documents = {row.id: row.document_id for row in self.session.execute(statement)}
         origins: dict[int, dict[str, dict[str, float]]] = {}
         for arm, ranking in rankings.items():
             for rank, (chunk_id, score) in enumerate(ranking, start=1):
@@ -244,7 +252,7 @@ class _Request:
         statement = select(ChunkRow.id, ChunkRow.text).where(
             ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
         )
-        texts = dict(self.session.execute(statement).tuples().all())
+        texts = {row.id: row.text for row in self.session.execute(statement)}
         scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
         for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}
@@ -276,7 +284,7 @@ def _spread(
 
 
 def highlights(query: str, text: str) -> list[tuple[int, int]]:
-    """The sentence of `text` that shares most terms with the query, as (start, end); [] if none shares any."""
+    """The sentence of `text` that shares most terms with the query, as (start, end); [] if none does."""
     wanted = set(query_terms(query))
     spans = sentences(text)
     shared = [len(wanted.intersection(query_terms(text[start:end]))) for start, end in spans]

@@ -1,7 +1,7 @@
 """Labelled data sets in the formats people have them in.
 
 folder with corpus.jsonl, queries.jsonl, qrels/*.tsv     BEIR: retrieval
-folder of such folders                                   one retrieval set each, named for its folder (a language)
+folder of such folders                                   a retrieval set each
 folder of files NAME.xx and NAME.yy, line by line        bitext (Tatoeba, LASER), en first if there
 .tsv of two columns, headed by their languages           bitext
 .jsonl of {"en": …, "de": …}                             bitext of en (else the first) with each
@@ -64,8 +64,8 @@ def load_datasets(path: Path, split: str = "test") -> list[Dataset]:
         raise InvalidDataset(f"there is no data set at {path}")
     if not sets:
         raise InvalidDataset(
-            f"{path} is no data set; expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/{split}.tsv), "
-            "a bitext (.tsv, .jsonl or a folder of NAME.xx and NAME.yy) or a similarity table "
+            f"{path} is no data set; expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv), a "
+            "bitext (.tsv, .jsonl or a folder of NAME.xx and NAME.yy) or a similarity table "
             "(sentence1, sentence2, score)"
         )
     return sets
@@ -98,7 +98,7 @@ def _folder(path: Path, split: str) -> Iterator[Dataset]:
             first, second = _lines(files[0]), _lines(other)
             if len(first) != len(second):
                 raise InvalidDataset(
-                    f"{files[0].name} has {len(first)} lines, {other.name} {len(second)}; they must be aligned"
+                    f"{files[0].name} has {len(first)} lines, {other.name} {len(second)}; align them"
                 )
             yield BitextDataset(f"{files[0].suffix[1:]}-{other.suffix[1:]}", first, second)
 

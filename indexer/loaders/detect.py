@@ -7,9 +7,10 @@ from pathlib import PurePath
 from indexer.loaders.part import UnreadableFile
 
 _SOURCE = (
-    "py pyi ipynb js mjs cjs ts tsx jsx java kt kts scala c h cc cpp cxx hpp hh cs go rs rb php pl pm lua r jl "
-    "swift m mm sh bash zsh fish ps1 bat sql vue svelte css scss less dart ex exs erl hs ml clj lisp el vim tex "
-    "bib toml yaml yml ini cfg conf properties env cmake gradle tf proto graphql diff patch po srt vtt"
+    "py pyi ipynb js mjs cjs ts tsx jsx java kt kts scala c h cc cpp cxx hpp hh cs go rs rb php pl pm lua r "
+    "jl swift m mm sh bash zsh fish ps1 bat sql vue svelte css scss less dart ex exs erl hs ml clj lisp "
+    "el vim tex bib toml yaml yml ini cfg conf properties env cmake gradle tf proto graphql diff patch po "
+    "srt vtt"
 )
 SUFFIXES: dict[str, str] = {
     ".txt": "text", ".text": "text", ".log": "text", ".rst": "text", ".adoc": "text", ".org": "text",

@@ -1,0 +1,201 @@
+"""Full text: analysis of every script, the query language, and SQLite FTS5 behind it."""
+
+import random
+
+import pytest
+from sqlalchemy import column, create_engine, literal, select, table, text
+
+from indexer.analysis import MAX_TERM_CHARS, index_terms, query_terms
+from indexer.errors import StoreError
+from indexer.fulltext import fulltext_for, parse_query
+
+DOCUMENTS = {
+    1: "The quick brown fox",
+    2: "数据库系统的部署",
+    3: "しりとりは楽しい",
+    4: "게임을 하다",
+    5: "ประเทศไทยสวยงาม",
+    6: "Café noir and C++ deployment in C#",
+    7: "brown the quick hare",
+    8: "اجتمعت اللجنة في المدرسة الجديدة",
+    9: "Die Bibliotheken der Städte",
+}
+
+
+@pytest.fixture
+def engine():
+    engine = create_engine("sqlite://")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def connection(engine):
+    with engine.connect() as connection:
+        fulltext_for(engine).create(connection, 1)
+        fulltext_for(engine).add(connection, 1, DOCUMENTS.items())
+        yield connection
+
+
+def found(connection, query, **options):
+    return [id for id, _ in fulltext_for(connection.engine).search(connection, 1, query, 10, **options)]
+
+
+def demanded(connection, query):
+    rows = table("terms_1_docsize", column("id"))
+    condition = fulltext_for(connection.engine).demanded(1, query, rows.c.id)
+    return None if condition is None else set(connection.scalars(select(rows.c.id).where(condition)))
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "variants"),
+    [
+        ("Hello, World_2", ["hello", "world", "2"], []),
+        ("Ｆｕｌｌ ｗｉｄｔｈ", ["full", "width"], []),
+        ("Straßen", ["strassen"], ["＾stras"]),
+        ("naïve résumé", ["naive", "resume"], ["naïve", "résumé", "＾resum"]),
+        ("数据库", ["数", "数据", "据", "据库", "库"], []),
+        ("게임을", ["게임을", "게임", "임을"], []),
+        ("게임", ["게임"], []),
+        ("ไทย", ["ไท", "ไทย", "ย"], []),
+        ("हिन्दी", ["हिन्दी"], ["＾हिन्द"]),
+        ("C++ c# C", ["c＋＋", "c＃", "c"], []),
+        ("كِتَاب", ["كتاب"], []),
+        ("x" * 1000, ["x" * MAX_TERM_CHARS], ["＾xxxxx"]),
+        ("\x00 \ud800 😀 \"'()*:^-", [], []),
+    ],
+)
+def test_terms(run, words, variants):
+    assert index_terms(run) == (words, variants)
+
+
+def test_query_terms_are_found_among_index_terms():
+    for document in DOCUMENTS.values():
+        stored = index_terms(document)
+        assert set(query_terms(document)) <= {*stored.words, *stored.variants}
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("部署", [2]),
+        ("数据库", [2]),
+        ("しりとり", [3]),
+        ("게임", [4]),
+        ("ไทย", [5]),
+        ("cafe", [6]),
+        ("CAFÉ", [6]),
+        ("café noir?", [6]),
+        ("deployments", [6]),
+        ("C++", [6]),
+        ("مدرسة", [8]),
+        ("Bibliothek", [9]),
+        ("stadte", [9]),
+        ("qui*", [1, 7]),
+        ('"quick brown"', [1]),
+        ('"cafe noir"', [6]),
+        ('"据库系"', [2]),
+        ('"brown the" hare', [7]),
+        ('brown -"quick brown"', [7]),
+        ("brown -fox", [7]),
+        ("-fox", []),
+        ("absent", []),
+    ],
+)
+def test_finds(connection, query, expected):
+    assert sorted(found(connection, query)) == expected
+
+
+def test_what_a_query_demands(connection):
+    everything = set(DOCUMENTS)
+    assert demanded(connection, "quick fox") is None
+    assert demanded(connection, '"quick brown" hare') == {1}
+    assert demanded(connection, "x -brown") == everything - {1, 7}
+    assert demanded(connection, '"the quick" -hare') == {1}
+
+
+def test_parsing_a_query():
+    parsed = parse_query('find "brown fox" dep* -red -"dark blue" a-b "')
+    assert parsed.text == 'find brown fox dep a-b "'
+    assert parsed.terms == ("find", "a", "b")
+    assert parsed.prefixes == ("dep",)
+    assert parsed.phrases == (("brown", "fox"),)
+    assert parsed.excluded == (("red",), ("dark", "blue"))
+
+
+def test_a_rare_term_outranks_a_common_one(connection):
+    assert found(connection, "quick fox") == [1, 7]
+    scores = fulltext_for(connection.engine).search(connection, 1, "quick fox", 10)
+    assert scores[0][1] > scores[1][1]
+
+
+def test_only_allowed_chunks_are_found(connection):
+    assert found(connection, "brown", allowed=select(literal(7))) == [7]
+    assert [id for id, _ in fulltext_for(connection.engine).search(connection, 1, "brown", 1)] == [1]
+
+
+def test_removed_chunks_are_gone_and_the_index_is_sound(connection):
+    full_text = fulltext_for(connection.engine)
+    full_text.remove(connection, 1, [(1, DOCUMENTS[1])])
+    assert found(connection, "brown") == [7]
+    full_text.add(connection, 1, [(1, "a new brown text")])
+    assert sorted(found(connection, "brown")) == [1, 7]
+    full_text.optimize(connection, 1)
+    connection.execute(text("INSERT INTO terms_1(terms_1) VALUES ('integrity-check')"))
+
+
+def test_the_callers_transaction_decides(engine):
+    full_text = fulltext_for(engine)
+    with engine.connect() as connection:
+        with connection.begin():
+            full_text.create(connection, 2)
+        with pytest.raises(RuntimeError, match="changed my mind"), connection.begin():
+            full_text.add(connection, 2, [(1, "lost")])
+            raise RuntimeError("changed my mind")
+        assert full_text.search(connection, 2, "lost", 5) == []
+        full_text.drop(connection, 2)
+        full_text.drop(connection, 2)
+        connection.commit()
+
+
+HOSTILE = [
+    '"', '""', '"""', "'", "''", "*", "**", "-", "--", '-"', '"*', "(", ")", "()", "(()", "^", "^a",
+    ":", "words:a", "{words}:a", "{", "}", "a AND", "OR", "NOT", "NOT a", "AND OR NOT", "NEAR(",
+    "NEAR(a b, 2)", "a NEAR b", "+", "a + b", "a,b", ";", "; DROP TABLE terms_1;", "' OR 1=1 --", "%",
+    "_", "\\", "\\\"", "?", ":1", ":expression", "@x", "$x", "\x00", "a\x00b", '"a\x00b"', "\ud800",
+    "a\udfff", "\ufeff", "\u202eabc", "\u200f\u200e", "\u0301", "😀", "👩‍👩‍👧", "a" * 1_000_000,
+    "a " * 16_000, '"' * 1_000, "-" * 1_000, "* " * 1_000, "(" * 1_000, "漢" * 20_000, '"a" ' * 2_000,
+    "-a " * 2_000, "a* " * 2_000, "\n\t\r\v", "\x1b[31m", "../../etc/passwd", "<script>", "${jndi:x}",
+    "{{7*7}}", "terms_1", "rowid", "rank", "rank MATCH 'x'", 'a" OR "b', 'a" NOT "b', "-\"a b", "a -",
+    "- a", "*a", "a*b*", '"a*"', '-"a*"', "NULL", "None", "nan", "0x00", "1e999", "\U0010ffff",
+    "\ue000", "ﷺ", "ſ", "İ", "ß", "Ǆ", "ﬁ", "a\u00adb", "\u2028", "\u2029", "ก็", "၊။", "+++", "c++#",
+    "##", "#", "x'00'", "/*", "*/", "--x", "[a]", "a/b", "~",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_query_reaches_the_syntax(connection, query):
+    assert set(found(connection, query)) <= set(DOCUMENTS)
+    demanded(connection, query)
+
+
+def test_random_queries_reach_no_syntax(connection):
+    chance = random.Random(7)
+    pieces = ['"', "*", "-", "(", ")", "^", ":", "{", "AND", "NOT", " ", "fox", "数", "\x00", "+", "'", ","]
+    for _ in range(500):
+        found(connection, "".join(chance.choices(pieces, k=chance.randint(1, 12))))
+
+
+def test_other_databases_are_refused_clearly():
+    class Postgres:
+        class dialect:
+            name = "postgresql"
+
+    with pytest.raises(StoreError, match="there is no full text for 'postgresql' databases; expected sqlite"):
+        fulltext_for(Postgres())
+
+
+def test_common_terms_are_left_out_of_a_large_query(connection, monkeypatch):
+    monkeypatch.setattr("indexer.fulltext.MATCH_BUDGET", 2)
+    assert found(connection, "the quick brown fox") == [1]  # the rest is over the budget
+    assert sorted(found(connection, "quick")) == [1, 7]  # the rarest term stays, whatever it costs

@@ -1,0 +1,229 @@
+"""Loaders: every format gives its text, every hostile file fails alone with a reason."""
+
+import io
+import os
+import zipfile
+
+import pytest
+
+from indexer.errors import LoaderError
+from indexer.loaders import load, sandbox, supported
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_worker():
+    yield
+    sandbox.close()
+
+
+def put(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+def archive(members) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def only(path, root):
+    documents = load(path, root)
+    assert len(documents) == 1
+    return documents[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("héllo wörld", "utf-8-sig"),
+        ("hello wörld", "utf-16"),
+        ("hello wörld again", "utf-16-le"),
+        ("Der Bär läuft über die Straße und frißt große Äpfel.", "latin-1"),
+        ("数据库系统是用于存储和管理数据的软件。我们今天学习如何使用它。", "gb18030"),
+        ("これは日本語のテキストです。しりとりは言葉遊びです。", "shift_jis"),
+        ("이것은 한국어 텍스트입니다. 게임을 하고 싶습니다.", "euc-kr"),
+        ("Это русский текст в старой кодировке. Он должен быть прочитан.", "cp1251"),
+    ],
+)
+def test_encodings(tmp_path, text, encoding):
+    assert only(put(tmp_path, "a.txt", text.encode(encoding)), tmp_path).text == text
+
+
+def test_plain_text_is_kept_with_unix_line_ends(tmp_path):
+    (tmp_path / "sub").mkdir()
+    document = only(put(tmp_path / "sub", "a.txt", "a\r\nb\rc"), tmp_path)
+    assert (document.id, document.uri, document.title) == ("sub/a.txt", "sub/a.txt", "a.txt")
+    assert document.text == "a\nb\nc"
+
+
+def test_an_empty_file_is_a_document_without_text(tmp_path):
+    assert only(put(tmp_path, "empty.pdf", ""), tmp_path).text == ""
+
+
+def test_markdown_front_matter(tmp_path):
+    source = (
+        '---\ntitle: "My doc"\nyear: 2020\ntags: [a, b]\nx: !!python/object:os.system\n---\n# Head\n\nText'
+    )
+    document = only(put(tmp_path, "a.md", source), tmp_path)
+    assert (document.title, document.text) == ("My doc", "# Head\n\nText")
+    assert document.metadata == {"year": 2020, "tags": ["a", "b"], "x": "!!python/object:os.system"}
+    assert only(put(tmp_path, "b.md", "Intro\n\nTitle\n===\nText"), tmp_path).title == "Title"
+
+
+def test_html(tmp_path):
+    source = (
+        "<html><head><title>T &amp; t</title><meta name=author content=Me></head><body>"
+        "<nav>menu</nav><h1>Big</h1>"
+        "<p>One<br>line <b>two</b></p><ul><li>x</li><li>y</li></ul><script>bad()</script></body></html>"
+    )
+    document = only(put(tmp_path, "a.html", source), tmp_path)
+    assert (document.title, document.metadata) == ("T & t", {"author": "Me"})
+    assert document.text == "# Big\n\nOne\nline two\n\n- x\n- y"
+
+
+def test_office_files(tmp_path):
+    import docx
+    import openpyxl
+    import pptx
+
+    word = docx.Document()
+    word.add_heading("Big title", 0)
+    word.add_paragraph("Hello world.")
+    word.save(tmp_path / "a.docx")
+    show = pptx.Presentation()
+    slide = show.slides.add_slide(show.slide_layouts[1])
+    slide.shapes.title.text, slide.placeholders[1].text = "Slide one", "Body text"
+    show.save(tmp_path / "a.pptx")
+    book = openpyxl.Workbook()
+    book.active.append(["x", 2.0])
+    book.save(tmp_path / "a.xlsx")
+    texts = {name: only(tmp_path / name, tmp_path).text for name in ("a.docx", "a.pptx", "a.xlsx")}
+    assert texts == {
+        "a.docx": "# Big title\n\nHello world.",
+        "a.pptx": "# Slide one\n\nBody text",
+        "a.xlsx": "# Sheet\n\nx | 2",
+    }
+    (tmp_path / "a.docx").rename(tmp_path / "word.txt")
+    assert only(tmp_path / "word.txt", tmp_path).title == "Big title"  # read as what it is
+
+
+def test_epub(tmp_path):
+    container = (
+        '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+        '<rootfile full-path="O/c.opf"/></rootfiles></container>'
+    )
+    package = (
+        '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
+        "<dc:title>Book</dc:title><dc:creator>Writer</dc:creator></metadata><manifest>"
+        '<item id="a" href="a%20b.xhtml"/></manifest><spine><itemref idref="a"/></spine></package>'
+    )
+    page = "<html><body><h1>One</h1><p>hi</p></body></html>"
+    data = archive({"META-INF/container.xml": container, "O/c.opf": package, "O/a b.xhtml": page})
+    document = only(put(tmp_path, "b.epub", data), tmp_path)
+    assert (document.title, document.text, document.metadata) == ("Book", "# One\n\nhi", {"author": "Writer"})
+
+
+def test_a_table_gives_a_document_per_row(tmp_path):
+    rows = load(put(tmp_path, "t.csv", 'id;title;text;year\n7;A;hello;2020\n7;B;"two;parts";x\n'), tmp_path)
+    assert [(d.id, d.title, d.text, d.metadata) for d in rows] == [
+        ("t.csv#7", "A", "hello", {"year": 2020}),
+        ("t.csv#row2", "B", "two;parts", {"year": "x"}),
+    ]
+    facts = only(put(tmp_path, "f.tsv", "name\tage\nBob\t3\n"), tmp_path)
+    assert (facts.id, facts.title, facts.text) == ("f.tsv#1", "Bob", "name: Bob\nage: 3")
+
+
+def test_json_lines(tmp_path):
+    lines = '{"_id": "p0", "text": "x\\ud800y", "metadata": {"a": NaN, "b": 1}}\n\n{"text": "z"}\n'
+    first, second = load(put(tmp_path, "l.jsonl", lines), tmp_path)
+    assert (first.id, first.text, first.metadata) == ("l.jsonl#p0", "x\ufffdy", {"a": None, "b": 1})
+    assert (second.id, second.title, second.text) == ("l.jsonl#2", None, "z")
+    assert only(put(tmp_path, "o.json", '{"a": {"b": [1, "c"]}}'), tmp_path).text == "a.b: 1\na.b: c"
+
+
+def test_mail(tmp_path):
+    headers = "From: a@b.c\nSubject: =?utf-8?b?SMOpbGxv?=\nDate: Mon, 1 Jan 2024 10:00:00 +0000\n"
+    source = headers + "Content-Type: text/html\n\n<p>Hi"
+    document = only(put(tmp_path, "m.eml", source), tmp_path)
+    assert (document.title, document.text) == ("Héllo", "Hi")
+    assert document.metadata == {"from": "a@b.c", "date": "2024-01-01T10:00:00+00:00"}
+
+
+def encrypted_pdf() -> bytes:
+    from pypdf import PdfWriter
+
+    writer, buffer = PdfWriter(), io.BytesIO()
+    writer.add_blank_page(100, 100)
+    writer.encrypt("secret")
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+ENTITY = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "b">]><w/>'
+HOSTILE = {
+    "bomb.docx": (lambda: archive({"word/document.xml": b"0" * 50_000_000}), "a decompression bomb"),
+    "entity.docx": (lambda: archive({"word/document.xml": ENTITY}), "declares XML entities"),
+    "entity.xml": (
+        lambda: b'<!DOCTYPE l [<!ENTITY a "b"><!ENTITY c "&a;&a;">]><x>&c;</x>',
+        "declares XML entities",
+    ),
+    "cut.docx": (lambda: archive({"word/document.xml": b"x" * 5000})[:80], "a damaged zip archive"),
+    "damaged.pdf": (lambda: b"%PDF-1.7 nothing", "damaged or not a valid pdf file"),
+    "locked.pdf": (encrypted_pdf, "it is encrypted; save it without a password"),
+    "locked.txt": (encrypted_pdf, "it is encrypted"),  # a PDF whatever its name
+    "text.pdf": (lambda: b"hello", "named .pdf but is not a pdf file"),
+    "binary.txt": (lambda: bytes(range(256)) * 20, "binary data, not text"),
+    "image.md": (lambda: b"\x89PNG\r\n", "it is a PNG image"),
+    "plain.zip": (lambda: archive({"a.txt": b"x"}), "it is a zip archive; unpack it first"),
+    "deep.json": (lambda: b"[" * 200_000, "nested too deeply"),
+    "bad.jsonl": (lambda: b'{"a": 1}\nnope\n', "line 2 is not JSON"),
+    "nothing.eml": (lambda: b"\n\nbody", "it has no message headers"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_fails_with_its_reason(tmp_path, name):
+    make, reason = HOSTILE[name]
+    with pytest.raises(LoaderError, match=reason) as caught:
+        load(put(tmp_path, name, make()), tmp_path)
+    assert caught.value.path == name
+    assert only(put(tmp_path, "next.html", "<p>fine"), tmp_path).text == "fine"
+
+
+def test_what_is_no_file(tmp_path):
+    inside = tmp_path / "root"
+    inside.mkdir()
+    put(tmp_path, "secret.txt", "secret")
+    put(inside, "real.txt", "real")
+    (inside / "out.txt").symlink_to(tmp_path / "secret.txt")
+    (inside / "in.txt").symlink_to(inside / "real.txt")
+    (inside / "dangling.txt").symlink_to("nowhere")
+    os.mkfifo(inside / "fifo.txt")
+    (inside / "sparse.txt").touch()
+    os.truncate(inside / "sparse.txt", 2 << 30)
+    assert only(inside / "in.txt", inside).text == "real"
+    for name, reason in {
+        "out.txt": "it is a link to .*secret.txt, outside the folder",
+        "dangling.txt": "no such file",
+        "fifo.txt": "it is a FIFO, not a regular file",
+        "sparse.txt": "2,147,483,648 bytes; a file may have 209,715,200",
+        "missing.txt": "no such file",
+    }.items():
+        with pytest.raises(LoaderError, match=reason):
+            load(inside / name, inside)
+
+
+def test_a_parser_that_takes_too_long_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "LOADER_SECONDS", 0)
+    with pytest.raises(LoaderError, match="reading it took more than 0 seconds"):
+        load(put(tmp_path, "a.html", "<p>slow"), tmp_path)
+    monkeypatch.undo()
+    assert only(tmp_path / "a.html", tmp_path).text == "slow"
+
+
+def test_supported_names(tmp_path):
+    assert supported(tmp_path / "A.PDF") and supported(tmp_path / "README") and supported(tmp_path / "x.py")
+    assert not supported(tmp_path / "x.png") and not supported(tmp_path / "x")

@@ -1,0 +1,163 @@
+"""Search over a real store: modes, filters, grouping, variety, pages, hostile queries."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from fakes import FakeEmbedder
+
+from indexer.errors import InvalidFilter, InvalidQuery, LimitExceeded
+from indexer.fusion import maximal_marginal_relevance, reciprocal_rank_fusion
+from indexer.search import highlights
+from indexer.store import open_store
+from indexer.types import Document, SearchOptions
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    embedder = FakeEmbedder(dim=64)
+    with open_store(tmp_path_factory.mktemp("search"), lambda model_id: embedder) as store:
+        collection = store.create_collection("default")
+        collection.upsert(
+            [
+                Document(
+                    "fox", "The quick brown fox jumps. It sleeps now.", language="en", metadata={"year": 2020}
+                ),
+                Document("hare", "The brown hare runs away.", language="en", metadata={"year": 2021}),
+                Document("db", "数据库系统的部署很重要。我们今天学习。", metadata={"year": 2022}),
+                *(
+                    Document(f"filler{n:03}", f"filler text number {n}", metadata={"n": n})
+                    for n in range(200)
+                ),
+            ]
+        )
+        yield collection
+
+
+def ids(hits):
+    return [hit.document_id for hit in hits]
+
+
+def test_lexical_finds_words_and_dense_finds_neighbours(collection):
+    assert ids(collection.search("quick fox", SearchOptions(mode="lexical"))) == ["fox"]
+    dense = collection.search("the brown hare runs away.", SearchOptions(mode="dense", top_k=2))
+    assert ids(dense)[0] == "hare"
+    assert dense[0].score == pytest.approx(1.0, abs=1e-3)
+    assert dense[0].explain is None
+
+
+def test_a_two_character_query_finds_its_document_and_sentence(collection):
+    hit = collection.search("部署", SearchOptions(top_k=1))[0]
+    assert hit.document_id == "db"
+    assert [hit.text[start:end] for start, end in hit.highlights] == ["数据库系统的部署很重要。"]
+
+
+def test_explain_says_which_arm_found_a_hit(collection):
+    hit = collection.search("quick brown fox", SearchOptions(top_k=1, explain=True))[0]
+    assert hit.document_id == "fox"
+    assert hit.explain["lexical"]["rank"] == 1
+    assert set(hit.explain["dense"]) == {"rank", "score"}
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_a_filter_never_costs_results(collection, mode):
+    options = SearchOptions(mode=mode, top_k=5, where="n >= 190")
+    hits = collection.search("filler text", options)
+    assert len(hits) == 5
+    assert all(hit.metadata["n"] >= 190 for hit in hits)
+    exactly_one = collection.search("filler text", SearchOptions(mode=mode, top_k=5, where="n = 7"))
+    assert ids(exactly_one) == ["filler007"]
+    assert collection.search("filler text", SearchOptions(mode=mode, where="n = 1000")) == []
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_phrases_and_exclusions_hold_in_every_mode(collection, mode):
+    assert ids(collection.search('"quick brown"', SearchOptions(mode=mode))) == ["fox"]
+    assert "fox" not in ids(collection.search("brown -jumps", SearchOptions(mode=mode, top_k=300)))
+
+
+def test_pages_follow_each_other(collection):
+    everything = ids(collection.search("filler text number 5", SearchOptions(top_k=30)))
+    pages = [
+        ids(collection.search("filler text number 5", SearchOptions(top_k=10, offset=n))) for n in (0, 10, 20)
+    ]
+    assert [id for page in pages for id in page] == everything
+    assert len(set(everything)) == 30
+
+
+def test_every_chunk_is_a_candidate_in_dense_mode(collection):
+    assert len(collection.search("anything", SearchOptions(mode="dense", top_k=1000))) == 203
+
+
+def test_one_hit_per_document(tmp_path):
+    embedder = FakeEmbedder()
+    with open_store(tmp_path, lambda model_id: embedder) as store:
+        collection = store.create_collection("long")
+        long = "\n\n".join(f"# Part {n}\n\n" + "same words again. " * 60 for n in range(80))
+        collection.upsert([Document("long", long), Document("other", "same thing once")])
+        assert ids(collection.search("same words", SearchOptions(group_by="chunk", top_k=3))) == ["long"] * 3
+        assert sorted(ids(collection.search("same words", SearchOptions(group_by="document")))) == [
+            "long",
+            "other",
+        ]
+
+
+def test_score_threshold(collection):
+    hits = collection.search("quick fox", SearchOptions(mode="dense", score_threshold=0.2))
+    assert hits and all(hit.score >= 0.2 for hit in hits)
+    assert collection.search("quick fox", SearchOptions(mode="dense", score_threshold=1.1)) == []
+
+
+def test_variety_moves_a_near_duplicate_down():
+    vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    assert maximal_marginal_relevance([1.0, 0.9, 0.5], vectors, 1.0, 3) == [0, 1, 2]
+    assert maximal_marginal_relevance([1.0, 0.9, 0.5], vectors, 0.3, 2) == [0, 2]
+    assert maximal_marginal_relevance([], vectors[:0], 0.5, 3) == []
+
+
+def test_variety_in_a_search_gives_distinct_hits(collection):
+    hits = collection.search("filler text", SearchOptions(top_k=10, mmr_lambda=0.5))
+    assert len(set(ids(hits))) == 10
+
+
+def test_rank_fusion_by_hand():
+    fused = reciprocal_rank_fusion({"a": [1, 2], "b": [2, 3]}, {"a": 1.0, "b": 3.0}, k=1)
+    # 1: 1*2/2/4; 2: (1*2/3 + 3*2/2)/4; 3: 3*2/3/4
+    assert fused == [(2, pytest.approx(11 / 12)), (3, 0.5), (1, 0.25)]
+    assert reciprocal_rank_fusion({"a": [], "b": []}, {"a": 1, "b": 1}, k=60) == []
+
+
+def test_highlights():
+    text = "Nothing here. The quick brown fox jumps. A fox."
+    assert [text[a:b] for a, b in highlights("quick foxes jump", text)] == ["The quick brown fox jumps."]
+    assert highlights("absent", text) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "error", "message"),
+    [
+        ("", SearchOptions(), InvalidQuery, "the query is empty"),
+        (" \n", SearchOptions(), InvalidQuery, "the query is empty"),
+        ("-fox", SearchOptions(), InvalidQuery, "the query only excludes"),
+        ("x" * 40_000, SearchOptions(), LimitExceeded, "40,000 characters; at most 32,768"),
+        ("x", SearchOptions(top_k=0), InvalidQuery, "top_k is 0; expected 1 to 1000"),
+        ("x", SearchOptions(offset=-1), InvalidQuery, "offset is -1; expected 0 to 10000"),
+        ("x", SearchOptions(mmr_lambda=2), InvalidQuery, "mmr_lambda is 2; expected 0"),
+        ("x", SearchOptions(mode="magic"), InvalidQuery, "mode is 'magic'; expected dense"),
+        ("x", SearchOptions(group_by="page"), InvalidQuery, "group_by is 'page'; expected chunk"),
+        ("x", SearchOptions(rerank=True), InvalidQuery, "this collection has no reranker"),
+        ("x", SearchOptions(where="year >"), InvalidFilter, "expected a value"),
+    ],
+)
+def test_refuses_what_makes_no_sense(collection, query, options, error, message):
+    with pytest.raises(error, match=message):
+        collection.search(query, options)
+
+
+@pytest.mark.parametrize(
+    "query", ['"', "\x00", "\ud800", "a\x00b", "(((", 'x" OR "y', "\u202e", "* - *", "NEAR(", "😀"]
+)
+def test_hostile_queries_are_only_text(collection, query):
+    for mode in ("dense", "lexical", "hybrid"):
+        with contextlib.suppress(InvalidQuery):
+            collection.search(query, SearchOptions(mode=mode))
