@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, NotAuthenticated, Overloaded, PayloadTooLarge, body, meaning
@@ -49,6 +50,8 @@ class Observed:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:  # nobody is there to be answered
+            log.info("%s left", request_id)
         except Exception as error:
             log.exception("%s failed", request_id)
             if status:  # half an answer is out: end the connection, so that it is not taken for a whole one

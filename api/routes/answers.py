@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api import shapes
 from api.errors import InvalidRequest, ModelNotServed, body
@@ -20,11 +21,22 @@ from indexer.errors import CollectionNotFound
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
     from indexer.types import Answer, Citation, Message
 
 router = APIRouter()
 EVENT_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx would hold the stream back
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. Their source is closed as soon as the reader is gone, not when it is collected."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=EVENT_STREAM)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 @router.post("/v1/collections/{collection}/ask", tags=["search"], summary="Ask")
@@ -38,7 +50,7 @@ async def ask(request: Request, collection: str, asked: AskRequest, service: Ser
     question = _Question(asked.question, asked.generator, _turns(asked.history), asked.top_k, asked.where)
     if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
         pieces = await _begin(service, collection, question)
-        return StreamingResponse(_events(pieces), media_type="text/event-stream", headers=EVENT_STREAM)
+        return EventStream(_events(pieces))
     answer = await service.use(request, collection, lambda chosen: chosen.ask(**question.options(service)))
     return json_response(shapes.answer(answer))
 
@@ -90,7 +102,7 @@ async def _begin(
     return all_pieces()
 
 
-async def _events(pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[str]:
+async def _events(pieces: AsyncGenerator[str | Answer, None]) -> AsyncGenerator[str, None]:
     try:
         async with aclosing(pieces):
             async for piece in pieces:
@@ -122,9 +134,7 @@ async def chat(request: Request, asked: ChatRequest, service: ServiceDependency)
     try:
         if asked.stream:
             pieces = await _begin(service, collection, question)
-            return StreamingResponse(
-                reply.chunks(pieces), media_type="text/event-stream", headers=EVENT_STREAM
-            )
+            return EventStream(reply.chunks(pieces))
         answer = await service.use(
             request, collection, lambda chosen: chosen.ask(**question.options(service))
         )
@@ -157,7 +167,7 @@ class _Reply:
             **_extensions(answer),
         }
 
-    async def chunks(self, pieces: AsyncGenerator[str | Answer, None]) -> AsyncIterator[str]:
+    async def chunks(self, pieces: AsyncGenerator[str | Answer, None]) -> AsyncGenerator[str, None]:
         yield self._chunk({"role": "assistant", "content": ""})
         written: list[str] = []
         try:
