@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from rwkv_embed.training.data import Sampler, Texts
 from rwkv_embed.training.loss import distillation_loss
-from rwkv_embed.training.model import Bag
+from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 
 EOS = 0
 WARM_UP_STEPS = 60
+INHERITED_RATE = 0.2  # of the rate of fresh parameters: what the bag has learned is easily lost
 SAVE_SECONDS = 240.0
 OTHERS = 512
 
@@ -52,7 +53,7 @@ def encode(
 
 
 def train(
-    module: nn.Module,
+    module: Bag | RWKV7Embedder,
     table: TokenTable,
     texts: Texts,
     targets: NDArray[np.float32],
@@ -62,10 +63,11 @@ def train(
     seed: int = 0,
 ) -> None:
     """Run one schedule; resumes from `checkpoint` when it is there and belongs to an unfinished run."""
-    dense = [p for name, p in module.named_parameters() if name != "emb" and p.requires_grad]
-    matrices, rest = [p for p in dense if p.dim() == 2], [p for p in dense if p.dim() != 2]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.98))
+    dense = {name: p for name, p in module.named_parameters() if name != "emb"}
+    careful = [p for name, p in dense.items() if module.inherited(name)]
+    fresh = [p for name, p in dense.items() if not module.inherited(name)]
+    optimizer = torch.optim.AdamW([{"params": careful}, {"params": fresh}], betas=(0.9, 0.98), weight_decay=0.0)
+    rates = (schedule.rate * INHERITED_RATE, schedule.rate)
     progress = {"step": 0, "tokens": 0, "texts": 0, "minutes": 0.0}
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -87,10 +89,10 @@ def train(
         loss = distillation_loss(out, goal[torch.from_numpy(texts.line[rows]).long()], others)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(dense, 1.0)
+        nn.utils.clip_grad_norm_(dense.values(), 1.0)
         factor = min(1.0, (progress["step"] + 1) / WARM_UP_STEPS) * (1 - done)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate * factor
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         optimizer.step()
         assert used.grad is not None
         table.update(distinct, used.grad, schedule.table_rate * factor)
@@ -101,7 +103,7 @@ def train(
         progress["minutes"] += (time.monotonic() - clock) / 60
         clock = time.monotonic()
         average += 0.02 * (loss.item() - average) if average else loss.item()
-        if progress["step"] % 50 == 0:
+        if progress["step"] % 20 == 0:
             log({**progress, "minutes": round(progress["minutes"], 2), "loss": round(average, 4)})
         if time.monotonic() - saved_at > SAVE_SECONDS:
             _save(checkpoint, module, optimizer, table, progress)

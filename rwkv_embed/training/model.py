@@ -28,9 +28,9 @@ class Head(nn.Module):
 
     def __init__(self, C: int) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.norm = nn.Linear(C, C), nn.Linear(C, C), nn.LayerNorm(C)
+        self.fc1, self.fc2 = nn.Linear(C, C, bias=False), nn.Linear(C, C, bias=False)
+        self.norm = nn.LayerNorm(C)
         nn.init.zeros_(self.fc2.weight)
-        nn.init.zeros_(self.fc2.bias)
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.norm(self.fc2(torch.relu(self.fc1(h))) + h)
@@ -62,6 +62,11 @@ class Bag(nn.Module):
         self.output = nn.Parameter(mix.T.contiguous() * FIRM)
         self.ln_x, self.ln_out = nn.GroupNorm(C // N, C, eps=LN_X_EPS), nn.LayerNorm(C)
         self.head = Head(C)
+
+    @staticmethod
+    def inherited(name: str) -> bool:
+        """Nothing is: the bag comes first."""
+        return False
 
     def forward(self, rows: Tensor, index: Tensor, starts: Tensor) -> Tensor:
         """`rows` (U, C): the batch's distinct tokens; `index` (T,) into them; `starts` (B + 1,)."""
@@ -185,6 +190,11 @@ class RWKV7Embedder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([Block(C, n_ffn, i, n_layer) for i in range(n_layer)])
         self.ln_out, self.head = nn.LayerNorm(C), Head(C)
+
+    def inherited(self, name: str) -> bool:
+        """Whether a parameter starts as the bag's."""
+        last = f"blocks.{len(self.blocks) - 1}."
+        return name.startswith((f"{last}att.", f"{last}ln1.", "ln_out.", "head."))
 
     def forward(self, rows: Tensor, index: Tensor, starts: Tensor) -> Tensor:
         """`rows` (U, C) of the token table; `index` (T,) into them; `starts` (B + 1,)."""
