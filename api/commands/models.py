@@ -53,7 +53,8 @@ def info(name: ModelOrBundled = None, as_json: JsonOption = False) -> None:
 
     files = hub.resolve(name)
     known = catalogue.describe(files.weights).to_dict()
-    _print({"name": files.name} | known | asdict(catalogue.engine(files)), as_json)
+    trained = {"dims": files.settings["dims"]} if "dims" in files.settings else {}
+    _print({"name": files.name} | known | trained | asdict(catalogue.engine(files)), as_json)
 
 
 def pull(name: ModelName, as_json: JsonOption = False) -> None:
