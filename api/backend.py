@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from indexer.store import Store
-
     from rwkv_embed import Embedder
 
 

@@ -16,8 +16,9 @@ from api.errors import EXPECTED, sentence
 from rwkv_embed.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from indexer.store import Store
     from mcp.server import MCPServer
+
+    from indexer.store import Store
 
 DEFAULT_COLLECTION = "default"
 

@@ -19,11 +19,11 @@ from api.workers import Batcher, Workers
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
+
     from indexer.answers import Generator
     from indexer.collection import Collection
     from indexer.store import Store
-    from numpy.typing import NDArray
-
     from rwkv_embed import Embedder
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,11 @@ from api.errors import EXPECTED, INTERNAL, InvalidRequest, meaning, sentence
 from api.shapes import dumps
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from indexer.collection import Collection
     from indexer.store import Store
-    from rich.console import Console
 
 StoreOption = Annotated[
     str | None,
@@ -60,6 +62,7 @@ WhereOption = Annotated[
 ]
 DEFAULT_COLLECTION = "default"
 CTRL_C, SIGPIPE = 130, 141
+INDENT = 4  # columns before what belongs to the line above
 
 
 @cache
@@ -216,12 +219,38 @@ def _utf8(data: bytes, source: str) -> str:
         ) from None
 
 
+def indented(text: Text) -> None:
+    """Results set in from the margin: wrapped on a terminal, whole lines in a pipe, where others search them."""
+    from rich.padding import Padding
+
+    if out().is_terminal:
+        out().print(Padding(text, (0, 0, 0, INDENT), expand=False))
+    else:
+        for line in text.plain.splitlines():
+            say(f"{'':{INDENT}}{line}" if line.strip() else "")
+
+
+def facts(known: Mapping[str, Any]) -> None:
+    """What is known of a thing, for people: a name and a value a line, nested ones written out."""
+    table(("", ""), [(name.replace("_", " "), _in_words(value)) for name, value in known.items()])
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "none" if value is None else str(value)
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table for people; columns of numbers are to the right."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    drawn = Table(box=None, header_style="bold", pad_edge=False, show_header=any(headings))
     for number, heading in enumerate(headings):
         numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
         drawn.add_column(heading, justify="right" if numeric else "left", overflow="fold")

@@ -10,7 +10,7 @@ Both speak NumPy: hidden states are float32 arrays, a state is a list of float32
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.pooling import Head
+
+if TYPE_CHECKING:
+    from rwkv_embed.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -89,15 +92,20 @@ def open_backend(files: ModelFiles, dtype: Dtype | None, threads: int | None) ->
         raise CheckpointError(
             f"{files.name} is a reranker: it scores passages; open it with StateReranker.load"
         )
-    fast = (
+    if dtype is None and runs_fast(files, checkpoint):
+        return FastBackend(files, threads)
+    return TorchBackend(files, dtype or "float32", threads)
+
+
+def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
+    """Whether the torch-free engine can run a model."""
+    return (
         checkpoint.config.version == "7"
         and checkpoint.config.kind == "embedder"
         and checkpoint.packaging == "safetensors"
         and files.weights.is_file()
-        and dtype is None
         and all(entry.dtype != "BF16" for entry in checkpoint.tensors.values())  # NumPy has no bfloat16
     )
-    return FastBackend(files, threads) if fast else TorchBackend(files, dtype or "float32", threads)
 
 
 class FastBackend:

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rwkv_embed.backends import runs_fast
 from rwkv_embed.checkpoint import ITEM_SIZES, Checkpoint, NewTensor, open_checkpoint, write_safetensors
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
+from rwkv_embed.hub import ModelFiles
 from rwkv_embed.tokenizer import describe_tokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +45,14 @@ _USES = {
     ],
     "embedder": ["embed (trained head)", "provide states to its reranker"],
     "reranker": ["rerank from the states of the embedder it was trained with"],
+}
+_PRECISIONS = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I8": "int8",
+    "U8": "int4",
 }
 _SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 
@@ -103,6 +113,42 @@ def describe(path: str | Path) -> ModelInfo:
         ),
         uses=_USES[config.kind],
     )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a checkpoint runs here. `precision`: its matrices as stored; arithmetic is float32.
+
+    `flops_per_token`: 2 x the matrix parameters that each token passes through.
+    """
+
+    backend: Literal["c kernels", "numpy", "torch"]
+    precision: str
+    flops_per_token: int
+
+
+def engine(files: ModelFiles) -> Engine:
+    """The engine that an `Embedder` of this model gets. What torch would run is not loaded to tell it."""
+    checkpoint = open_checkpoint(files.weights)
+    matrices = {name: entry for name, entry in checkpoint.tensors.items() if _is_product(name)}
+    stored = {entry.dtype for entry in matrices.values()}
+    precision = ", ".join(_PRECISIONS.get(dtype, dtype) for dtype in sorted(stored))
+    if not runs_fast(files, checkpoint):
+        sizes = sum(_count(checkpoint.shape(name)) for name in matrices)
+        return Engine("torch", precision, 2 * sizes)
+    from rwkv_embed.ops.fast import FastRWKV7
+
+    model = FastRWKV7.from_file(files.weights)
+    return Engine("c kernels" if model.kernels.name == "c" else "numpy", precision, model.flops_per_token)
+
+
+def _is_product(name: str) -> bool:
+    """Whether each token is multiplied with this tensor: matrices of the layers and their low-rank pairs."""
+    if name == "head.weight":
+        return True
+    last = name.rpartition(".")[2]
+    norm = name.rpartition(".")[0].rpartition(".")[2].startswith("ln")
+    return name.startswith("blocks.") and not norm and (last == "weight" or last.endswith(("1", "2")))
 
 
 def convert(

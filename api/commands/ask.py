@@ -19,6 +19,7 @@ from api.terminal import (
     WhereOption,
     collection,
     fail,
+    indented,
     note,
     out,
     printable,
@@ -28,7 +29,6 @@ from api.terminal import (
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
     from indexer.types import Answer, Citation, Message
 
 
@@ -90,7 +90,6 @@ def _write(pieces: Iterable[str | Answer]) -> Answer:
 
 
 def _sources(citations: Sequence[Citation]) -> None:
-    from rich.padding import Padding
     from rich.text import Text
 
     for cited in citations:
@@ -98,7 +97,7 @@ def _sources(citations: Sequence[Citation]) -> None:
         line.append(printable(cited.title or cited.document_id))
         line.append(f"  {printable(cited.uri or cited.document_id)}  {cited.start}-{cited.end}", style="dim")
         out().print(line)
-        out().print(Padding(Text(printable(cited.quote), style="italic"), (0, 0, 0, 4)))
+        indented(Text(printable(cited.quote), style="italic"))
 
 
 def _converse(chosen: Collection, options: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def embed(
     kind: Annotated[Kind, typer.Option(help="What the texts are.")] = Kind.document,
     dim: Annotated[
         int | None,
-        typer.Option("--dim", min=1, help="Keep this many dimensions (64, 128 and 256 were trained for)."),
+        typer.Option("--dim", min=1, help="Keep the first dimensions only; `models info` lists good sizes."),
     ] = None,
     npy: Annotated[
         Path | None,

@@ -10,14 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from api.shapes import dumps
-from api.terminal import JsonOption, progress, say, say_json, table
+from api.terminal import JsonOption, facts, progress, say, say_json, table
 
 ModelName = Annotated[
     str,
     typer.Argument(
         metavar="NAME|PATH", help="A file, a folder, or a Hugging Face name ORG/REPO[:FILE][@REVISION]."
     ),
+]
+
+ModelOrBundled = Annotated[
+    str | None, typer.Argument(metavar="[NAME|PATH]", help="As for `pull`; the bundled model if not given.")
 ]
 
 
@@ -44,13 +47,14 @@ def list_models(as_json: JsonOption = False) -> None:
         )
 
 
-def info(name: ModelName, as_json: JsonOption = False) -> None:
-    """What a checkpoint is: generation, sizes, tokenizer, and what it can be used for."""
-    from rwkv_embed.catalogue import describe
+def info(name: ModelOrBundled = None, as_json: JsonOption = False) -> None:
+    """What a model is: generation, precision, sizes, tokenizer, how it runs here and what it can be used for."""
+    from rwkv_embed import catalogue, hub
 
-    from rwkv_embed import hub
-
-    _print(describe(hub.resolve(name).weights).to_dict(), as_json)
+    files = hub.resolve(name)
+    known = catalogue.describe(files.weights).to_dict()
+    trained = {"dims": files.settings["dims"]} if "dims" in files.settings else {}
+    _print({"name": files.name} | known | trained | asdict(catalogue.engine(files)), as_json)
 
 
 def pull(name: ModelName, as_json: JsonOption = False) -> None:
@@ -89,9 +93,8 @@ def convert(
     _print(written.to_dict(), as_json)
 
 
-def _print(facts: Mapping[str, Any], as_json: bool) -> None:
+def _print(known: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        say_json(facts)
+        say_json(known)
     else:
-        rows = [(key, value if isinstance(value, str) else dumps(value)) for key, value in facts.items()]
-        table(("", ""), rows)
+        facts(known)

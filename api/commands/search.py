@@ -16,9 +16,11 @@ from api.terminal import (
     StoreOption,
     WhereOption,
     collection,
+    indented,
     note,
     out,
     printable,
+    say,
     say_json,
 )
 
@@ -100,7 +102,6 @@ def search(
 
 
 def _print_hit(number: int, hit: SearchHit) -> None:
-    from rich.padding import Padding
     from rich.text import Text
 
     head = Text(f"{number:>2}  {hit.score:.3f}  ")
@@ -108,10 +109,11 @@ def _print_hit(number: int, hit: SearchHit) -> None:
     head.append(f"  [{hit.language or '?'}]", style="cyan")
     source = Text(f"{printable(hit.uri or hit.document_id)}  {hit.start}-{hit.end}", style="dim")
     out().print(head)
-    out().print(Padding(source, (0, 0, 0, 4)))
-    out().print(Padding(_emphasised(hit), (0, 0, 1, 4)))
+    indented(source)
+    indented(_emphasised(hit))
     if hit.explain is not None:
-        out().print(Padding(Text(shapes.dumps(hit.explain), style="dim"), (0, 0, 1, 4)))
+        indented(Text(shapes.dumps(hit.explain), style="dim"))
+    say()
 
 
 def _emphasised(hit: SearchHit) -> Text:

@@ -18,12 +18,12 @@ from api.terminal import (
     ModelOption,
     StoreOption,
     collection,
+    facts,
     opened,
     printable,
     progress,
     say,
     say_json,
-    table,
 )
 from indexer.errors import StoreError
 
@@ -43,16 +43,11 @@ def register(app: typer.Typer) -> None:
 
 def _print(result: Any, as_json: bool) -> None:
     """A result of the indexer: JSON, or its facts in two columns."""
-    facts = result if isinstance(result, Mapping) else json.loads(shapes.dumps(result))
+    known = result if isinstance(result, Mapping) else json.loads(shapes.dumps(result))
     if as_json:
-        say_json(facts)
-    elif isinstance(facts, Mapping):
-        table(
-            ("", ""),
-            [(key, value if isinstance(value, str) else shapes.dumps(value)) for key, value in facts.items()],
-        )
-    elif facts is not None:
-        say(printable(shapes.dumps(facts)))
+        say_json(known)
+    else:
+        facts(known)
 
 
 def stats(
@@ -80,7 +75,12 @@ def verify(
     """Check the store: its database, its index files, and that vectors still are those of their texts."""
     with opened(store, model) as chosen:
         report = chosen.verify(sample=sample)
-    _print(report, as_json)
+    if as_json:
+        _print(report, as_json)
+    else:
+        say("checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items()))
+        for sentence in (*report.problems, *report.notes):
+            say(printable(sentence))
     if not report.ok:
         raise StoreError(f"{len(report.problems)} problems; restore a backup if you have one")
 
@@ -88,7 +88,11 @@ def verify(
 def compact(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Give back the space of what was deleted."""
     with opened(store) as chosen:
-        _print(chosen.compact(), as_json)
+        report = chosen.compact()
+    if as_json:
+        _print(report, as_json)
+    else:
+        say(f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after")
 
 
 def backup(

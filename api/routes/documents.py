@@ -19,7 +19,6 @@ from api.service import ServiceDependency, json_response
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
     from indexer.types import Document
 
 router = APIRouter(prefix="/v1/collections/{collection}/documents", tags=["documents"])
@@ -74,9 +73,8 @@ async def _save(file: UploadFile, folder: Path) -> Path:
 
 
 def _index(chosen: Collection, paths: Sequence[Path]) -> dict[str, Any]:
-    from indexer.loaders import load
-
     from indexer.errors import LoaderError
+    from indexer.loaders import load
 
     documents: list[Document] = []
     failed: list[dict[str, str]] = []

@@ -14,7 +14,6 @@ from api.service import Service, ServiceDependency, json_response
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
     from indexer.types import SearchHit
 
 router = APIRouter(prefix="/v1/collections/{collection}/search", tags=["search"])

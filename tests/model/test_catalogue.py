@@ -7,9 +7,10 @@ import checkpoints as ck
 import pytest
 import torch
 
-from rwkv_embed.catalogue import convert, describe, sha256
+from rwkv_embed.catalogue import convert, describe, engine, sha256
 from rwkv_embed.config import Version
 from rwkv_embed.errors import CheckpointError
+from rwkv_embed.hub import resolve
 from rwkv_embed.models import load_model
 
 SHAPE = ck.SHAPES[0]
@@ -28,6 +29,20 @@ def test_describe(tmp_path: Path) -> None:
     assert info.tokenizer == "unknown (97 tokens): name a tokenizer.json"
     assert info.uses[0] == "generate text"
     assert info.to_dict()["config"]["version"] == "6"
+
+
+@pytest.mark.parametrize("version", ck.VERSIONS)
+def test_engine_counts_products(tmp_path: Path, version: Version) -> None:
+    tensors = ck.weights(version, SHAPE)
+    told = engine(resolve(ck.save(tmp_path / "model.pth", tensors)))
+    vectors = ("emb.", "faaaa", "time_decay.", "time_first", "r_k")  # (heads, head size) and the table
+    products = [
+        tensor
+        for name, tensor in tensors.items()
+        if tensor.squeeze().dim() >= 2 and not any(part in f"{name}." for part in vectors)
+    ]
+    assert (told.backend, told.precision) == ("torch", "float32")
+    assert told.flops_per_token == 2 * sum(tensor.numel() for tensor in products)
 
 
 @pytest.mark.parametrize("version", ck.VERSIONS)

@@ -81,6 +81,13 @@ def test_index_search_and_keep_up_to_date(folder: Path) -> None:
     assert "Bees make honey." in hit["text"]
 
 
+def test_long_passages_are_whole_in_a_pipe() -> None:
+    text = "Bees make honey in hives " + "of wood " * 60 + "all summer."
+    run("add", "a", text)
+    assert text in run("search", "bees make honey").replace("**", "")
+    assert " \n" not in run("search", "bees make honey")
+
+
 def test_search_prints_readable_hits(folder: Path) -> None:
     run("index", str(folder))
     shown = run("search", "bees make honey", "-k", "1")
@@ -150,7 +157,7 @@ def test_stats_verify_compact_backup_restore(tmp_path: Path) -> None:
     run("add", "a", "Bees make honey.")
     stats = run_json("stats")
     assert (stats["documents"], stats["chunks"], stats["model"], stats["dim"]) == (1, 1, "words", DIM)
-    assert "words" in run("stats")
+    assert "documents    1" in (shown := run("stats")) and "words" in shown and "{" not in shown
     run_json("verify")
     run_json("compact")
     file = tmp_path / "backup"
@@ -311,7 +318,8 @@ def test_eval_prints_a_table_or_json(tmp_path: Path) -> None:
 def test_models_are_described_and_converted(tmp_path: Path) -> None:
     assert "bundled" in run("models", "list") or run_json("models", "list")["models"] == []
     assert "no model 'nothing.pth'" in failing("models", "info", "nothing.pth", code=31)
-    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    failing("models", "info", str(tmp_path / "broken.pth"), code=30)
-    failing("models", "convert", str(tmp_path / "broken.pth"), str(tmp_path / "new.safetensors"), code=30)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    assert "broken.safetensors" in failing("models", "info", str(broken), code=30)
+    failing("models", "convert", str(broken), str(tmp_path / "new.safetensors"), code=30)
     assert not (tmp_path / "new.safetensors").exists()

@@ -218,7 +218,14 @@ def test_work_of_a_client_that_left_is_dropped(tmp_path: Path) -> None:
         assert sum(map(len, server.embedder.batches)) <= 4  # the batch that was being worked on, and no more
 
 
-def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path) -> None:
+CHAT = {"model": "library", "stream": True, "messages": [{"role": "user", "content": "What do bees make?"}]}
+ASK = {"question": "What do bees make?", "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/collections/library/ask", ASK)]
+)
+def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path, path: str, body: dict) -> None:
     with running(tmp_path / "s") as server:
         written, closed = [], threading.Event()
 
@@ -233,12 +240,7 @@ def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path) -> None:
                     closed.set()
 
         server.app.state.service._generators["extractive"] = Endless()
-        body = {
-            "model": "library",
-            "stream": True,
-            "messages": [{"role": "user", "content": "What do bees make?"}],
-        }
-        connection = abandon(server, "/v1/chat/completions", body)
+        connection = abandon(server, path, body)
         wait_for(lambda: len(written) > 5)
         connection.close()
         assert closed.wait(5)
@@ -296,13 +298,17 @@ PATHS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(path=st.sampled_from(PATHS), body=st.dictionaries(FIELDS, JSON, max_size=6) | JSON)
-def test_no_body_makes_the_server_fail(target: httpx.Client, path: str, body: object) -> None:
-    reply = target.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-    assert reply.status_code < 500, reply.text
-    if reply.status_code >= 400:
-        assert reply.json()["error"]["message"]
+@pytest.mark.parametrize("examples", [50, pytest.param(2000, marks=pytest.mark.slow)])
+def test_no_body_makes_the_server_fail(target: httpx.Client, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
+    @given(path=st.sampled_from(PATHS), body=st.dictionaries(FIELDS, JSON, max_size=6) | JSON)
+    def requests(path: str, body: object) -> None:
+        reply = target.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert reply.status_code < 500, reply.text
+        if reply.status_code >= 400:
+            assert reply.json()["error"]["message"]
+
+    requests()
 
 
 HOSTILE = [
@@ -366,7 +372,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+@pytest.mark.parametrize(
+    "mode", ["hybrid", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("dense", "lexical"))]
+)
 def test_hostile_queries_are_answered_or_refused(target: httpx.Client, mode: str) -> None:
     for query in HOSTILE:
         reply = target.post("/v1/collections/library/search", json={"query": query, "mode": mode})
@@ -390,22 +398,22 @@ def test_deep_nesting_is_refused(target: httpx.Client) -> None:
     assert 400 <= reply.status_code < 500
 
 
-def test_the_server_does_what_its_description_says(tmp_path: Path) -> None:
-    """Schemathesis makes requests from /openapi.json, for some seconds."""
+@pytest.mark.parametrize("examples", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_server_does_what_its_description_says(tmp_path: Path, examples: int) -> None:
+    """Schemathesis makes requests from /openapi.json, `examples` to each operation."""
     import schemathesis
     from schemathesis.checks import not_a_server_error
 
     with running(tmp_path / "s") as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-        deadline = time.monotonic() + 12
-
         for result in schema.get_all_operations():
             operation = result.ok()
 
-            @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @settings(
+                max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+            )
             @given(case=operation.as_strategy())
             def requests(case: schemathesis.Case) -> None:
-                if time.monotonic() < deadline:
-                    case.call_and_validate(checks=[not_a_server_error])
+                case.call_and_validate(checks=[not_a_server_error])
 
             requests()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from indexer.store import Store
 
 from indexer import open_store
+from indexer.store import Store
 from tests.service.conftest import LIBRARY
 from tests.service.fakes import WordEmbedder
 
