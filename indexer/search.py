@@ -10,6 +10,7 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -286,10 +287,16 @@ def _spread(
 
 
 def highlights(query: str, text: str) -> list[tuple[int, int]]:
-    """The sentence of `text` that shares most terms with the query, as (start, end); [] if none does."""
+    """The sentence of `text` that shares most with the query, as (start, end); [] if none shares a term.
+
+    A term counts the less, the more sentences have it. A passage in another language than the query's has no
+    highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
+    """
     wanted = set(query_terms(query))
     spans = sentences(text)
-    shared = [len(wanted.intersection(query_terms(text[start:end]))) for start, end in spans]
-    if not any(shared):
+    shared = [wanted.intersection(query_terms(text[start:end])) for start, end in spans]
+    counts = Counter(term for terms in shared for term in terms)
+    if not counts:
         return []
-    return [spans[max(range(len(spans)), key=shared.__getitem__)]]
+    scores = [sum(1 / counts[term] for term in terms) for terms in shared]
+    return [spans[max(range(len(spans)), key=scores.__getitem__)]]

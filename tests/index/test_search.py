@@ -145,6 +145,8 @@ def test_highlights():
     text = "Nothing here. The quick brown fox jumps. A fox."
     assert [text[a:b] for a, b in highlights("quick foxes jump", text)] == ["The quick brown fox jumps."]
     assert highlights("absent", text) == []
+    common = "What the fox is, the hare is. Is the owl the king? Wisdom."
+    assert [common[a:b] for a, b in highlights("is the owl wise", common)] == ["Is the owl the king?"]
 
 
 @pytest.mark.parametrize(
