@@ -104,6 +104,11 @@ class ParsedQuery:
     excluded: tuple[tuple[str, ...], ...] = ()  # none of them
 
     @property
+    def size(self) -> int:
+        """How many terms a passage may have; BM25 is a sum over them."""
+        return len(self.terms) + len(self.prefixes) + sum(map(len, self.phrases))
+
+    @property
     def demands(self) -> bool:
         """Whether some chunks are ruled out, however similar they are."""
         return bool(self.phrases or self.excluded)
