@@ -139,6 +139,8 @@ def _tell(done: IngestReport, as_json: bool) -> None:
             f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {done.deleted} deleted"
         )
         say(f"{counts} ({done.chunks_embedded} passages embedded)")
+        if done.resumed:
+            note("An earlier run of this had stopped half-way; this one went on from there.")
         for failure in done.failed:
             note(f"{failure['path']}: {failure['reason']}")
     if done.failed:

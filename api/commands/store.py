@@ -80,7 +80,12 @@ def verify(
     """Check the store: its database, its index files, and that vectors still are those of their texts."""
     with opened(store, model) as chosen:
         report = chosen.verify(sample=sample)
-    _print(report, as_json)
+    if as_json:
+        _print(report, as_json)
+    else:
+        say("checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items()))
+        for sentence in (*report.problems, *report.notes):
+            say(printable(sentence))
     if not report.ok:
         raise StoreError(f"{len(report.problems)} problems; restore a backup if you have one")
 
@@ -88,7 +93,11 @@ def verify(
 def compact(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Give back the space of what was deleted."""
     with opened(store) as chosen:
-        _print(chosen.compact(), as_json)
+        report = chosen.compact()
+    if as_json:
+        _print(report, as_json)
+    else:
+        say(f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after")
 
 
 def backup(
