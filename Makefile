@@ -2,7 +2,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-export PYTHONWARNINGS ?= default
 
 .PHONY: demo test lint bench torture docs clean
 
