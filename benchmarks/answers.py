@@ -35,6 +35,7 @@ from indexer.answers.generators.extractive import (
     support_features,
 )
 from indexer.chunking import sentences
+from indexer.fusion import fuse
 from indexer.types import Embedder, SearchHit, SearchOptions
 
 ARTICLES, PARAGRAPHS, KEPT = 48, 5, 3
@@ -159,7 +160,7 @@ class BM25:
 
 
 class Paragraphs:
-    """A collection in memory with the product's default search, reciprocal rank fusion of dense and BM25."""
+    """A collection in memory with the product's default search, dense and BM25 fused."""
 
     def __init__(self, texts: Sequence[str], numbers: Sequence[int], embedder: Embedder) -> None:
         self.texts, self.numbers, self.embedder = list(texts), list(numbers), embedder
@@ -175,14 +176,10 @@ class Paragraphs:
         return BM25(self.sentences)
 
     def search(self, query: str, options: SearchOptions | None = None) -> list[SearchHit]:
-        lexical = self._bm25.scores(query_terms(query))
-        dense = self._vectors @ self.embedder.encode_query(query)
-        fused = np.zeros(len(self.texts))
-        for scores in (lexical, dense):
-            order = np.argsort(-scores, kind="stable")
-            fused[order] += np.where(scores[order] > 0, 1 / (60 + np.arange(len(order))), 0)
-        best = np.argsort(-fused, kind="stable")[: options.top_k if options else TOP_K]
-        return [self._hit(int(i), float(fused[i])) for i in best]
+        terms = query_terms(query)
+        dense, lexical = self._vectors @ self.embedder.encode_query(query), self._bm25.scores(terms)
+        found = fuse(_ranking(dense, float("-inf")), _ranking(lexical, 0.0), len(terms))
+        return [self._hit(i, score) for i, score in found[: options.top_k if options else TOP_K]]
 
     def _hit(self, i: int, score: float) -> SearchHit:
         text, n = self.texts[i], self.numbers[i]
@@ -190,6 +187,12 @@ class Paragraphs:
 
     def passages(self, query: str) -> list[Passage]:
         return pipeline.pack(self.search(query, SearchOptions(top_k=TOP_K)), self.embedder, 10**6)
+
+
+def _ranking(scores: NDArray[np.floating], above: float) -> list[tuple[int, float]]:
+    """(position, score) of the scores above a bound, best first."""
+    order = np.argsort(-scores, kind="stable").tolist()
+    return [(i, float(scores[i])) for i in order if scores[i] > above]
 
 
 def contains(text: str, answers: Iterable[str]) -> bool:

@@ -17,7 +17,8 @@ import csv
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,19 +45,19 @@ class Question(NamedTuple):
 
 def read_questions(dataset: Path) -> list[Question]:
     """The questions of a BEIR folder about subjects that have at least `MIN_ARTICLES` articles."""
-    language_of = {row["_id"]: row["metadata"]["lang"] for row in _json_lines(dataset / "corpus.jsonl")}
+    language_of = {row["_id"]: row["metadata"]["lang"] for row in json_lines(dataset / "corpus.jsonl")}
     relevant: dict[str, dict[str, str]] = defaultdict(dict)
     with (dataset / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             relevant[row["query-id"]][language_of[row["corpus-id"]]] = row["corpus-id"]
     questions = (
         Question(row["metadata"]["topic"], row["metadata"]["lang"], row["text"], relevant[row["_id"]])
-        for row in _json_lines(dataset / "queries.jsonl")
+        for row in json_lines(dataset / "queries.jsonl")
     )
     return [question for question in questions if len(question.articles) >= MIN_ARTICLES]
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -98,25 +99,32 @@ def search(
     return {text: [hit.document_id for hit in found] for text, found in hits.items()}
 
 
+@contextmanager
+def sample_collection(location: Path | None, model: str | None) -> "Iterator[Collection]":
+    """The collection `default` of a store, or without one data/sample indexed into a temporary directory."""
+    from indexer import open_store
+    from rwkv_embed import Embedder
+
+    with tempfile.TemporaryDirectory() as temporary:
+        place = location or Path(temporary) / "store"
+        with open_store(place, embedder_factory=lambda name: Embedder(name or model)) as store:
+            collection = store.collection_or_create("default")
+            if collection.count() == 0:
+                collection.index_paths([SAMPLE])
+            yield collection
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the README's table of searches across languages.")
-    parser.add_argument("--store", type=Path, help="a store that has data/sample in it, such as .demo")
+    parser.add_argument("--store", type=Path, help="a store that has data/sample in it, or an empty one")
     parser.add_argument("--model", help="another embedding model than the bundled one")
     parser.add_argument("--mode", default="hybrid", choices=["hybrid", "dense", "lexical"])
     parser.add_argument("--top-k", type=int, default=10)
     arguments = parser.parse_args()
 
-    from indexer import open_store
-    from rwkv_embed import Embedder
-
     questions = read_questions(DATASET)
-    with tempfile.TemporaryDirectory() as temporary:
-        location = arguments.store or Path(temporary) / "store"
-        with open_store(location, embedder_factory=lambda name: Embedder(name or arguments.model)) as store:
-            collection = store.collection_or_create("default")
-            if arguments.store is None:
-                collection.index_paths([SAMPLE])
-            print(table(questions, search(collection, questions, arguments.mode, arguments.top_k)))
+    with sample_collection(arguments.store, arguments.model) as collection:
+        print(table(questions, search(collection, questions, arguments.mode, arguments.top_k)))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,9 @@ class FullText(Protocol):
     def optimize(self, connection: Connection, collection_id: int) -> None:
         """Merge the index into its smallest form."""
 
+    def strays(self, connection: Connection, collection_id: int) -> int:
+        """How many chunks are not indexed, and entries of chunks that are not there; 0 in a sound store."""
+
 
 def fulltext_for(engine: Engine) -> FullText:
     """The implementation for an engine's database. Raises StoreError when there is none."""
@@ -102,6 +105,11 @@ class ParsedQuery:
     prefixes: tuple[str, ...] = ()  # any of them, as the beginning of a word
     phrases: tuple[tuple[str, ...], ...] = ()  # all of them
     excluded: tuple[tuple[str, ...], ...] = ()  # none of them
+
+    @property
+    def size(self) -> int:
+        """How many terms a passage may have; BM25 is a sum over them."""
+        return len(self.terms) + len(self.prefixes) + sum(map(len, self.phrases))
 
     @property
     def demands(self) -> bool:
@@ -189,6 +197,14 @@ class SqliteFullText:
     def optimize(self, connection: Connection, collection_id: int) -> None:
         name = _name(collection_id)
         connection.execute(text(f"INSERT INTO {name}({name}) VALUES ('optimize')"))
+
+    def strays(self, connection: Connection, collection_id: int) -> int:
+        mine, indexed = "SELECT id FROM chunks WHERE collection_id = :id", f"{_name(collection_id)}_docsize"
+        counts = (
+            f"SELECT (SELECT count(*) FROM ({mine}) WHERE id NOT IN (SELECT id FROM {indexed}))"
+            f" + (SELECT count(*) FROM {indexed} WHERE id NOT IN ({mine}))"
+        )
+        return int(connection.execute(text(counts), {"id": collection_id}).scalar_one())
 
     def search(
         self,

@@ -1,24 +1,45 @@
-"""Merge rankings (reciprocal rank fusion) and spread results (maximal marginal relevance). Plain numbers."""
+"""Merge two rankings by their scores and spread results (maximal marginal relevance). Plain numbers.
 
-from collections.abc import Mapping, Sequence
+Why scores and not ranks: the two arms are rarely equally sure. The word arm is nearly always right when the
+query's rare words stand in a passage, and says nothing when query and passages share no language; its score
+knows the difference (a sum of the weights of the words found), its ranks do not. On XQuAD reciprocal rank
+fusion with any constants loses to the words alone within a language; the sum of scores below gains in both
+cases. `python -m benchmarks.tune_fusion` measures all of them; docs/retrieval.md has the table.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+Ranking = Sequence[tuple[int, float]]  # (id, score), best first
 
-def reciprocal_rank_fusion(
-    rankings: Mapping[str, Sequence[int]], weights: Mapping[str, float], k: float
+LEXICAL_WEIGHT = 2.5  # best constant of benchmarks/tune_fusion.py; from 2 to 4 the difference is below 0.004
+SPREAD_DEPTH = 200  # cosines that set the scale; from 30 to 200 the difference is below 0.004
+
+
+def fuse(
+    dense: Ranking,
+    lexical: Ranking,
+    terms: int,
+    weight: float = LEXICAL_WEIGHT,
+    depth: int = SPREAD_DEPTH,
 ) -> list[tuple[int, float]]:
-    """Ids with fused scores, best first, ties by id; 1.0 is "first everywhere".
+    """Ids of both rankings with fused scores, best first, ties by id.
 
-    Each arm gives `weight * (k + 1) / (k + rank)`, ranks from 1 (Cormack, Clarke, Büttcher 2009, scaled). An
-    arm that does not know an id gives nothing.
+    score = (cosine - mean) / deviation + weight * BM25 / sqrt(terms)
+
+    Mean and deviation are those of the first `depth` cosines, so that a model's scale of cosines does not
+    matter; an id that the dense arm does not know counts as its last one. BM25 is a sum over the query's
+    `terms`, which varies with the root of their number; an id without any of them gets 0.
     """
-    total = sum(weights[arm] for arm in rankings) or 1.0
-    scores: dict[int, float] = {}
-    for arm, ids in rankings.items():
-        for rank, item in enumerate(ids, start=1):
-            scores[item] = scores.get(item, 0.0) + weights[arm] * (k + 1) / (k + rank) / total
+    cosines = np.array([score for _, score in dense], np.float64)
+    spread = cosines[:depth].std() if len(cosines) else 0.0
+    near = (cosines - cosines[:depth].mean()) / spread if spread > 0 else np.zeros(len(cosines))
+    floor = float(near[-1]) if len(near) else 0.0
+    scores = dict(zip((item for item, _ in dense), near.tolist(), strict=True))
+    for item, bm25 in lexical:
+        scores[item] = scores.get(item, floor) + weight * bm25 / max(1, terms) ** 0.5
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 

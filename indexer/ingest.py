@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int | None], None]  # (done, total or None)
 T = TypeVar("T")
 
-BATCH_DOCUMENTS = 64
-BATCH_CHARS = 1_000_000
+BATCH_DOCUMENTS = 256  # enough texts for the embedder to sort by length, however short the documents are
+BATCH_CHARS = 200_000  # some seconds of embedding: the most that a kill loses and that progress stands still
 SQL_VARIABLES = 500  # per IN list
 
 

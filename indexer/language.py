@@ -1,12 +1,16 @@
 """Which language a passage is written in: ISO 639-1 codes where they exist, else 639-3; None without letters.
 
 The script is counted first. A script of one language (Hangul, Thai, Georgian, …) decides at once, a few
-languages are told by letters that only they use. What is left goes to py3langid (naive Bayes over byte
-n-grams, https://pypi.org/project/py3langid/), restricted to the languages written in that script: a short
-text in Arabic letters can then never come out as English. Its model (about 0.8 s) is loaded when a text first
-needs it.
+languages are told by letters or small words that only they use. What is left goes to py3langid (naive Bayes
+over byte n-grams, https://pypi.org/project/py3langid/), restricted to the languages written in that script: a
+short text in Arabic letters can then never come out as English. Its model (about 0.8 s) is loaded when a text
+first needs it.
+
+Chinese is "zh" in both kinds of characters. What a file says of itself comes before any guess
+(`declared_language`).
 """
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from functools import lru_cache
@@ -81,10 +85,27 @@ _ONE_LANGUAGE = {
 # Letters that one language of a shared script uses and its neighbours do not.
 _MARKERS = {
     "arabic": [("ٻڄڃڀٿٺڦڪڳڱڻ", "sd"), ("ێڵڕ", "ckb")],
-    "ethiopic": [("ኣኸቐ", "ti")],
+    "ethiopic": [("ኣኸኹኺኻኼኽኾዃቐቑቒቓቔቕቖ", "ti")],
     "han": [("嘅喺咗冇佢哋嚟嗰啲", "yue")],
     "hebrew": [("װױײ", "yi")],
 }
+
+# Small words of languages in Latin letters that py3langid does not know and would take for a neighbour.
+_WORDS = {
+    language: frozenset(words.split())
+    for language, words in {
+        "gn": "ha umi avei térã haguã hagua kuéra peteĩ oguereko va'erã ichupe yvypóra tetã upe hese rupi mayma",
+        "mi": "te nga ngā kia tetahi tētahi ranei rānei hoki tangata tona tōna ona ōna tenei tēnei katoa roto",
+        "nv": "t'áá dóó áádóó doo éí bee díí biyi' yee kéyah diné góne' la' nidi áko bił dah hólǫ́",
+        "wo": "ci sañ ak ñu mu am nit wàllu ku yi bu lépp kenn réew mën yu ay ñi moom gu",
+    }.items()
+}
+_WORD_SHARE = 0.12  # of all words, and three different ones: a quoted phrase does not decide
+_WORD = re.compile(r"[\w']+")
+_TAG = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9_-]{1,32})?")
+_APOSTROPHES = str.maketrans("’ʼ‘", "'''")
+# Malay and Indonesian share most words. There is far more Indonesian; it never writes these.
+_MALAY = frozenset(("bahawa", "kerana", "ialah", "hendaklah", "sesiapa", "sahaja", "kereta", "mahu"))
 
 # What py3langid may answer for each script. Its dialects and rare varieties (ary, ext, gcf, …) are left out:
 # they win short texts of the large language next to them far more often than they are right.
@@ -120,6 +141,13 @@ def identify_language(text: str) -> str | None:
     return _ONE_LANGUAGE.get(script) or _classify(text[:SAMPLE_CHARS], script)
 
 
+def declared_language(tag: object) -> str | None:
+    """The code in a language tag that a file carries: "de-AT" is "de", "zh-Hant" is "zh"; None if it is none."""
+    match = _TAG.fullmatch(tag.strip()) if isinstance(tag, str) else None
+    code = match[1].lower() if match else None
+    return None if code in ("und", "mul", "zxx", "mis") else code
+
+
 def _script(letter: str) -> str | None:
     """The script of a letter; None for digits, marks, punctuation and scripts not in the table."""
     if not letter.isalpha():
@@ -132,8 +160,14 @@ def _script(letter: str) -> str | None:
 
 
 def _classify(text: str, script: str) -> str:
+    words = _WORD.findall(text.casefold().translate(_APOSTROPHES)) if script == "latin" else []
+    for language, own in _WORDS.items():
+        found = [word for word in words if word in own]
+        if len(set(found)) >= 3 and len(found) >= _WORD_SHARE * len(words):
+            return language
     candidates = frozenset(_CANDIDATES[script].split())
-    return next(language for language, _ in _identifier().rank(text) if language in candidates)
+    language = next(language for language, _ in _identifier().rank(text) if language in candidates)
+    return "id" if language == "ms" and _MALAY.isdisjoint(words) else language
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,17 +26,13 @@ from indexer.db.tables import ChunkRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.filters import parse as parse_filter
 from indexer.fulltext import ParsedQuery, parse_query
-from indexer.fusion import maximal_marginal_relevance, reciprocal_rank_fusion
+from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
 from indexer.types import Reranker, SearchHit, SearchOptions
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
-
-# Measured by benchmarks/tune_fusion.py on XQuAD in eight languages; docs/log.md has the table.
-RRF_K = 10.0
-WEIGHTS = {"dense": 1.0, "lexical": 1.0}
 
 MIN_DEPTH = 200  # candidates of each arm: the same for all early pages, so that these follow each other
 DEPTH_PER_HIT = 3
@@ -50,7 +47,7 @@ Ranking = list[tuple[int, float]]  # (chunk id, score), best first
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
     """The best passages for `query`, best first.
 
-    Scores are cosines (dense), BM25 (lexical) or fused ranks with 1.0 for "first in both" (hybrid); a
+    Scores are cosines (dense), BM25 (lexical) or the sum of both on a common scale (hybrid, `fusion.fuse`); a
     reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or LimitExceeded; no text of a
     query is ever an error.
     """
@@ -71,6 +68,13 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
         if options.score_threshold is not None:
             candidates = [candidate for candidate in candidates if candidate.score >= options.score_threshold]
         return request.hits(candidates[options.offset : wanted])
+
+
+def arm_rankings(collection: "Collection", query: str, depth: int) -> dict[str, Ranking]:
+    """What each arm ranks for a query, before fusion: what fusion is tuned on."""
+    with collection.session() as session:
+        request = _Request(collection, session, query, SearchOptions())
+        return {"dense": request._dense(depth, False), "lexical": request._lexical(depth, False)}
 
 
 @dataclass(slots=True)
@@ -135,8 +139,7 @@ class _Request:
         if len(rankings) == 1:
             fused = next(iter(rankings.values()))
         else:
-            ids = {name: [chunk_id for chunk_id, _ in ranking] for name, ranking in rankings.items()}
-            fused = reciprocal_rank_fusion(ids, WEIGHTS, RRF_K)
+            fused = fuse(rankings["dense"], rankings["lexical"], self.parsed.size)
         found = self._placed(fused, rankings)
         if self.options.rerank:
             found, exhausted = self._reranked(found), True
@@ -284,10 +287,16 @@ def _spread(
 
 
 def highlights(query: str, text: str) -> list[tuple[int, int]]:
-    """The sentence of `text` that shares most terms with the query, as (start, end); [] if none does."""
+    """The sentence of `text` that shares most with the query, as (start, end); [] if none shares a term.
+
+    A term counts the less, the more sentences have it. A passage in another language than the query's has no
+    highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
+    """
     wanted = set(query_terms(query))
     spans = sentences(text)
-    shared = [len(wanted.intersection(query_terms(text[start:end]))) for start, end in spans]
-    if not any(shared):
+    shared = [wanted.intersection(query_terms(text[start:end])) for start, end in spans]
+    counts = Counter(term for terms in shared for term in terms)
+    if not counts:
         return []
-    return [spans[max(range(len(spans)), key=shared.__getitem__)]]
+    scores = [sum(1 / counts[term] for term in terms) for terms in shared]
+    return [spans[max(range(len(spans)), key=scores.__getitem__)]]

@@ -56,7 +56,7 @@ class CompactReport:
 
 
 def verify(store: "Store", sample: int = 100) -> VerifyReport:
-    """Check the database's structure, the counts, every checksum, vector and snapshot.
+    """Check the database's structure, the counts, every checksum and vector, snapshots and the full-text index.
 
     `sample` chunks of each collection are embedded again and compared. Reads only; takes no lock.
     """
@@ -85,6 +85,7 @@ def _check_collection(
     _check_vectors(session, row, report)
     _check_documents(session, row, report)
     _check_snapshots(store, row, report)
+    _check_terms(store, session, row, report)
     if report.ok:
         _check_offsets(session, row, report, sample)
         _check_embeddings(store, session, row, report, sample)
@@ -204,6 +205,16 @@ def _check_snapshots(store: "Store", row: CollectionRow, report: VerifyReport) -
             report.checked["snapshots"] = report.checked.get("snapshots", 0) + 1
         except snapshots.DamagedSnapshot as damage:
             report.problems.append(f"{row.name}: {damage}; nothing is lost, `rwkv-embed compact` rebuilds it")
+
+
+def _check_terms(store: "Store", session: Session, row: CollectionRow, report: VerifyReport) -> None:
+    """Every chunk is in the full-text index, and nothing else is."""
+    strays = store.fulltext.strays(session.connection(), row.id)
+    if strays:
+        report.problems.append(
+            f"{row.name}: passages and entries of the full-text index do not match ({strays:,} without the "
+            "other); nothing is lost, `rwkv-embed export` and `import` build it again"
+        )
 
 
 def _check_embeddings(

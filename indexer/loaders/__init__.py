@@ -6,12 +6,16 @@ as a PDF. Plain text is decoded here (reading bounded bytes is safe and 20 times
 needs a parser goes to a worker process with limits on memory and time (`sandbox`). Whatever goes wrong is one
 `LoaderError` with the reason.
 
+A document's language is what the file declares (`<html lang>`, `dc:language`, a field `lang` or `language` of
+the front matter, row or object); without a declaration it is left to be identified.
+
 A document's text is plain text in which headings are Markdown headings (`# Title`), whatever the format was.
 """
 
 from pathlib import Path
 
 from indexer.errors import LoaderError
+from indexer.language import declared_language
 from indexer.limits import MAX_DOCUMENT_CHARS, MAX_TITLE_CHARS
 from indexer.loaders import sandbox
 from indexer.loaders.detect import NAMES, SUFFIXES, detect
@@ -67,5 +71,12 @@ def _document(name: str, part: Part) -> Document:
         text=part.text,
         title=title or (Path(name).name if part.key is None else None),
         uri=name,
+        language=_declared(part),
         metadata=part.metadata,
     )
+
+
+def _declared(part: Part) -> str | None:
+    """The first language tag of a part that is one."""
+    tags = (part.language, part.metadata.get("lang"), part.metadata.get("language"))
+    return next((code for code in map(declared_language, tags) if code), None)

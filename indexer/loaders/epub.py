@@ -34,7 +34,7 @@ def parse_epub(data: bytes, name: str) -> list[Part]:
         href = hrefs.get(reference.get("idref"))
         member = posixpath.normpath(posixpath.join(folder, unquote(href))) if href else None
         if member in archive.namelist():
-            pages.append(html_text(decode(archive.read(member)))[1])
+            pages.append(html_text(decode(archive.read(member))))
     authors = [creator.text for creator in package.iter(f"{_DC}creator") if creator.text]
     metadata = {"author": ", ".join(authors), "date": package.findtext(f".//{_DC}date")}
     return [
@@ -42,6 +42,7 @@ def parse_epub(data: bytes, name: str) -> list[Part]:
             "\n\n".join(page for page in pages if page),
             title=package.findtext(f".//{_DC}title"),
             metadata={key: value for key, value in metadata.items() if value},
+            language=package.findtext(f".//{_DC}language"),
         )
     ]
 

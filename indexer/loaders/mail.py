@@ -16,7 +16,7 @@ def parse_eml(data: bytes, name: str) -> list[Part]:
     body = message.get_body(preferencelist=("plain", "html"))
     content = str(body.get_content()) if body is not None else ""
     if body is not None and body.get_content_type() == "text/html":
-        content = html_text(content)[1]
+        content = html_text(content)
     metadata: dict[str, object] = {
         key: str(message[header])
         for key, header in (("from", "From"), ("to", "To"), ("date", "Date"))

@@ -24,25 +24,28 @@ _MAX_DEPTH = 2_000  # a page is some dozens deep; lexbor accepts millions
 
 
 def parse_html(data: bytes, name: str) -> list[Part]:
-    title, text, metadata = html_text(_decode_html(data))
-    return [Part(text, title=title, metadata=metadata)]
-
-
-def html_text(source: str) -> tuple[str | None, str, dict[str, str]]:
-    """Title, text and metadata of a page. Menus, scripts and forms are left out; headings become `# …`."""
-    tree = LexborHTMLParser(source)
-    title = tree.css_first("title")
-    heading = tree.css_first("h1")
-    names = {"description": "description", "author": "author", "keywords": "keywords"}
+    """A page's text with its title, its description, author and keywords, and the language it declares."""
+    tree = LexborHTMLParser(_decode_html(data))
+    title, heading = tree.css_first("title"), tree.css_first("h1")
     metadata = {}
     for node in tree.css("meta[name][content]"):
-        key = names.get((node.attributes.get("name") or "").lower())
-        if key and node.attributes.get("content"):
+        key = (node.attributes.get("name") or "").lower()
+        if key in ("description", "author", "keywords") and node.attributes.get("content"):
             metadata[key] = str(node.attributes["content"])
     chosen = next(
         (node.text().strip() for node in (title, heading) if node is not None and node.text().strip()), None
     )
-    return chosen, _render(tree.body) if tree.body else "", metadata
+    language = tree.root.attributes.get("lang") if tree.root else None
+    return [Part(_text(tree), title=chosen, metadata=metadata, language=language)]
+
+
+def html_text(source: str) -> str:
+    """The text of a page. Menus, scripts and forms are left out; headings become `# …`."""
+    return _text(LexborHTMLParser(source))
+
+
+def _text(tree: LexborHTMLParser) -> str:
+    return _render(tree.body) if tree.body else ""
 
 
 def _render(body: LexborNode) -> str:

@@ -12,12 +12,16 @@ class UnreadableFile(Exception):
 
 @dataclass(slots=True)
 class Part:
-    """One text of a file. `key` tells it from the file's other parts; None when it is the only one."""
+    """One text of a file. `key` tells it from the file's other parts; None when it is the only one.
+
+    `language` is the tag that the file declares for itself, as written.
+    """
 
     text: str
     title: str | None = None
     key: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    language: str | None = None
 
     def __post_init__(self) -> None:
         self.text = clean_text(self.text)

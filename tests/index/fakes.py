@@ -100,6 +100,12 @@ class FakeFullText:
     def optimize(self, connection, collection_id) -> None:
         return None
 
+    def strays(self, connection, collection_id) -> int:
+        mine = set(
+            connection.scalars(sql("SELECT id FROM chunks WHERE collection_id = :id"), {"id": collection_id})
+        )
+        return len(mine ^ set(connection.scalars(sql(f"SELECT id FROM fts_{collection_id}"))))
+
 
 def chunk_lines(text: str, options: ChunkingOptions, count_tokens) -> list[Chunk]:
     """One chunk per line that is not blank."""

@@ -87,6 +87,10 @@ def test_a_sound_store_with_document_context_verifies(store):
             "row 1 of chunks belongs to a row of documents that is",
         ),
         ("INSERT INTO tombstones VALUES (3, 1, 1)", "chunk 3 is there but recorded as deleted"),
+        (
+            "DELETE FROM fts_1 WHERE id = 2",
+            "entries of the full-text index do not match (1 without the other)",
+        ),
     ],
 )
 def test_verify_names_what_is_wrong(filled, store, embedder, sql, problem):

@@ -199,3 +199,15 @@ def test_common_terms_are_left_out_of_a_large_query(connection, monkeypatch):
     monkeypatch.setattr("indexer.fulltext.MATCH_BUDGET", 2)
     assert found(connection, "the quick brown fox") == [1]  # the rest is over the budget
     assert sorted(found(connection, "quick")) == [1, 7]  # the rarest term stays, whatever it costs
+
+
+def test_strays_are_chunks_without_terms_and_terms_without_a_chunk(connection):
+    connection.execute(text("CREATE TABLE chunks (id INTEGER PRIMARY KEY, collection_id INTEGER)"))
+    strays = fulltext_for(connection.engine).strays
+    assert strays(connection, 1) == len(DOCUMENTS)
+    for id in DOCUMENTS:
+        connection.execute(text("INSERT INTO chunks VALUES (:id, 1)"), {"id": id})
+    assert strays(connection, 1) == 0
+    connection.execute(text("INSERT INTO chunks VALUES (100, 1), (101, 2)"))
+    connection.execute(text("DELETE FROM chunks WHERE id IN (3, 4)"))
+    assert strays(connection, 1) == 3

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from indexer.language import identify_language
+from indexer.language import declared_language, identify_language
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,15 @@ from indexer.language import identify_language
         ("Kamati ilikutana Jumanne kujadili maktaba mpya ya mji wetu.", "sw"),
         ("ماڻهو سڄي ڄمار سکندو رهي ٿو", "sd"),
         ("我哋今日去咗圖書館", "yue"),
+        ("數據庫系統的部署很重要。", "zh"),
+        ("Panitia bertemu pada hari Selasa untuk membahas perpustakaan yang baru.", "id"),
+        ("Jawatankuasa itu bersidang kerana perpustakaan baharu hendaklah dibuka.", "ms"),
+        (
+            "I tūtaki te komiti i te Tūrei ki te kōrero mō tētahi whare pukapuka hou, ā, i tae katoa ngā tāngata.",
+            "mi",
+        ),
+        ("እቲ ሽማግለ ብዛዕባ ሓድሽ ቤተ መጻሕፍቲ ንምዝታይ ተኣኪቡ።", "ti"),
+        ("ኮሚቴው ማክሰኞ ስለ አዲሱ ቤተ መጻሕፍት ለመወያየት ተሰበሰበ።", "am"),
         ("数据库 iPhone", "zh"),
         ("12345 !? 😀", None),
         ("", None),
@@ -36,6 +45,17 @@ from indexer.language import identify_language
 )
 def test_identifies(text, language):
     assert identify_language(text) == language
+
+
+@pytest.mark.parametrize(
+    ("tag", "language"),
+    [
+        ("de", "de"), ("de-AT", "de"), ("zh-Hant", "zh"), ("PT_br", "pt"), (" ckb ", "ckb"),
+        ("und", None), ("english", None), ("", None), ("x", None), (None, None), (5, None), (["de"], None),
+    ],
+)  # fmt: skip
+def test_a_language_tag_is_reduced_to_its_code(tag, language):
+    assert declared_language(tag) == language
 
 
 def test_a_short_arabic_word_is_never_english():

@@ -84,6 +84,24 @@ def test_html(tmp_path):
     assert document.text == "# Big\n\nOne\nline two\n\n- x\n- y"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "language"),
+    [
+        ("a.md", "---\nlang: pt-BR\n---\nOi", "pt"),
+        ("a.md", "---\nlang: zh-Hant\n---\n人", "zh"),
+        ("a.md", "---\nlanguage: [de, fr]\n---\nHallo", None),
+        ("a.md", "---\nlanguage: english\nlang: und\n---\nHello", None),
+        ("a.html", '<!doctype html><html lang="gn"><body>Mba\'éichapa</body></html>', "gn"),
+        ("a.html", "<!doctype html><html><body>Hello</body></html>", None),
+        ("a.jsonl", '{"text": "Habari", "language": "sw"}', "sw"),
+        ("a.csv", "text,lang\nHei,fi\n", "fi"),
+        ("a.txt", "Hello", None),
+    ],
+)
+def test_a_declared_language_is_the_documents(tmp_path, name, content, language):
+    assert only(put(tmp_path, name, content), tmp_path).language == language
+
+
 def test_office_files(tmp_path):
     import docx
     import openpyxl

@@ -7,7 +7,7 @@ import pytest
 from fakes import FakeEmbedder
 
 from indexer.errors import InvalidFilter, InvalidQuery, LimitExceeded
-from indexer.fusion import maximal_marginal_relevance, reciprocal_rank_fusion
+from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.search import highlights
 from indexer.store import open_store
 from indexer.types import Document, SearchOptions
@@ -120,17 +120,33 @@ def test_variety_in_a_search_gives_distinct_hits(collection):
     assert len(set(ids(hits))) == 10
 
 
-def test_rank_fusion_by_hand():
-    fused = reciprocal_rank_fusion({"a": [1, 2], "b": [2, 3]}, {"a": 1.0, "b": 3.0}, k=1)
-    # 1: 1*2/2/4; 2: (1*2/3 + 3*2/2)/4; 3: 3*2/3/4
-    assert fused == [(2, pytest.approx(11 / 12)), (3, 0.5), (1, 0.25)]
-    assert reciprocal_rank_fusion({"a": [], "b": []}, {"a": 1, "b": 1}, k=60) == []
+def test_fusion_by_hand():
+    # cosines 0.9 and 0.5: mean 0.7, deviation 0.2, so 1 and -1; BM25 4 over the root of 4 terms, times 2
+    fused = fuse([(1, 0.9), (2, 0.5)], [(2, 4.0), (3, 1.0)], terms=4, weight=2.0)
+    assert fused == [(2, pytest.approx(3)), (1, pytest.approx(1)), (3, pytest.approx(0))]
+
+
+def test_fusion_without_one_arm_or_both():
+    assert fuse([], [], terms=0) == []
+    assert fuse([], [(7, 2.0), (5, 1.0)], terms=1, weight=1.0) == [(7, 2.0), (5, 1.0)]
+    assert [id for id, _ in fuse([(7, 0.9), (5, 0.8)], [], terms=3)] == [7, 5]
+    assert fuse([(9, 0.5), (8, 0.5)], [], terms=1) == [(8, 0.0), (9, 0.0)]  # no spread: ties by id
+
+
+def test_fusion_does_not_depend_on_the_scale_of_cosines():
+    cosines = [(n, 1.0 / n) for n in range(1, 40)]
+    squeezed = [(n, 0.9 + 0.1 * score) for n, score in cosines]
+    lexical = [(30, 3.0), (50, 1.0)]
+    for (a, x), (b, y) in zip(fuse(cosines, lexical, 2), fuse(squeezed, lexical, 2), strict=True):
+        assert (a, x) == (b, pytest.approx(y))
 
 
 def test_highlights():
     text = "Nothing here. The quick brown fox jumps. A fox."
     assert [text[a:b] for a, b in highlights("quick foxes jump", text)] == ["The quick brown fox jumps."]
     assert highlights("absent", text) == []
+    common = "What the fox is, the hare is. Is the owl the king? Wisdom."
+    assert [common[a:b] for a, b in highlights("is the owl wise", common)] == ["Is the owl the king?"]
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,17 @@ The quick form kills a few times, `make torture` many times. The store is looked
 no code in common with it, in a process of its own; then it is opened again by the next victim.
 """
 
-import os
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from fakes import PIPELINE, FakeEmbedder
-from sqlalchemy import select
 
-from indexer.db.tables import ChunkRow
 from indexer.store import open_store
 from indexer.types import Document
-
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-SLACK_S = 60  # a busy machine starts Python slowly
+from tests.index.reliability.watch import ENVIRONMENT, HERE, ROOT, check_opened, look
 
 
 def kill_at_random(arguments: list, seconds: float) -> None:
@@ -33,29 +24,6 @@ def kill_at_random(arguments: list, seconds: float) -> None:
         assert process.stdout.readline() == b"ready\n"
         time.sleep(random.uniform(0, seconds))
         process.kill()
-
-
-def look(store: Path, *log: Path) -> str:
-    """What the independent checker finds wrong."""
-    command = [sys.executable, "-I", HERE / "checker.py", store, *log]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SLACK_S).stdout.strip()
-
-
-def check_opened(store: Path) -> None:
-    """Open the store, verify it with its own means, compare the vector index with SQL."""
-    embedder = FakeEmbedder()
-    with open_store(store, lambda model_id: embedder, create=False, pipeline=PIPELINE) as opened:
-        assert opened.verify().problems == []
-        collection = opened.collection("default")
-        view = collection.vectors
-        assert len(view) == collection.info.chunks
-        ids = view.ids[view.alive][:50]
-        with collection.session() as session:
-            texts = dict(
-                session.execute(select(ChunkRow.id, ChunkRow.text).where(ChunkRow.id.in_(ids.tolist()))).all()
-            )
-        fresh = embedder.encode_document([texts[id] for id in ids.tolist()])
-        np.testing.assert_allclose(view.get(ids), fresh, atol=1e-3)
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])

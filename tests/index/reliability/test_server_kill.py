@@ -1,0 +1,90 @@
+"""`kill -9` of the server under load: every upsert that was answered 200 is there after the restart.
+
+Clients write down what they are going to send and what was acknowledged; `checker.py` compares their log with
+the database. The next server is started on what the last one left.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes import PIPELINE, FakeEmbedder
+
+from indexer.store import open_store
+from tests.index.reliability.watch import ENVIRONMENT, HERE, ROOT, SLACK_S, check_opened, look
+
+CLIENTS = 4
+DOCUMENTS = "/v1/collections/default/documents"
+
+
+@contextmanager
+def server(store: Path):
+    """A server process, and a client for it once it is ready."""
+    command = [sys.executable, HERE / "server_process.py", store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT) as process:
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        try:
+            with httpx.Client(base_url=url, timeout=SLACK_S) as client:
+                while client.get("/ready").status_code != 200:
+                    time.sleep(0.05)
+                yield process, client
+        finally:
+            process.kill()
+
+
+def write(client: httpx.Client, log: int, number: int, trial: int) -> int:
+    """Put documents of this client in until the server is gone; how many were acknowledged."""
+    chance = random.Random(trial * CLIENTS + number)
+    acknowledged = 0
+    for n in count():
+        ids = chance.sample(range(number, 200, CLIENTS), 5)
+        batch = [(f"d{id}", f"trial{trial}x{n} number{id}") for id in ids]
+        os.write(log, "".join(f"intent {id} {text}\n" for id, text in batch).encode())
+        try:
+            answer = client.post(DOCUMENTS, json=[{"id": id, "text": text} for id, text in batch])
+        except httpx.TransportError:
+            return acknowledged
+        assert answer.status_code == 200, answer.text
+        os.write(log, "".join(f"done {id} {text}\n" for id, text in batch).encode())
+        acknowledged += len(batch)
+    raise AssertionError("count() ended")
+
+
+def search(client: httpx.Client) -> None:
+    while True:
+        try:
+            answer = client.post("/v1/collections/default/search", json={"query": "number7", "mode": "dense"})
+        except httpx.TransportError:
+            return
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
+def test_what_the_server_acknowledged_survives_its_kill(tmp_path, kills):
+    store, log_path = tmp_path / "store", tmp_path / "log"
+    with open_store(store, lambda model_id: FakeEmbedder(), pipeline=PIPELINE) as made:
+        made.create_collection("default")
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    random.seed(kills)
+    acknowledged = 0
+    for trial in range(kills):
+        with server(store) as (process, client), ThreadPoolExecutor(CLIENTS + 1) as pool:
+            writers = [pool.submit(write, client, log, number, trial) for number in range(CLIENTS)]
+            reader = pool.submit(search, client)
+            time.sleep(random.uniform(0.5, 2))
+            process.kill()
+            acknowledged += sum(writer.result() for writer in writers)
+            reader.result()
+        assert look(store, log_path) == "", f"after kill {trial}"
+    os.close(log)
+    check_opened(store)
+    print(f"{kills} kills, {acknowledged} documents acknowledged")
+    assert acknowledged >= 20 * kills
