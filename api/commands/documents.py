@@ -234,7 +234,9 @@ def delete(
             wanted = set(document_ids or [])
             deleted = chosen.delete(wanted)
         if deleted < len(wanted):
-            note(f"{len(wanted) - deleted} of the ids are not in the collection; `rwkv-embed list` shows those")
+            note(
+                f"{len(wanted) - deleted} of the ids are not in the collection; `rwkv-embed list` shows those"
+            )
     if as_json:
         say_json({"deleted": deleted})
     else:
