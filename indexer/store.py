@@ -103,7 +103,7 @@ class Store:
         except DatabaseError as error:
             self.engine.dispose()
             remedy = (
-                "check its permissions, or restore a backup with `rwkv-embed restore`"
+                "check its permissions and the free space, or restore a backup with `rwkv-embed restore`"
                 if self.is_sqlite
                 else "check the URL and that the server is running"
             )
