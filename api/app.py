@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from api import backend
-from api.errors import EXPECTED, ApiError, body, meaning, shape
+from api.errors import EXPECTED, ApiError, NotReady, body, meaning, shape
 from api.middleware import BodyLimit, Guarded, Observed, error_headers
 from api.routes import answers, collections, documents, embeddings, pages, search, tei, vector_map
 from api.service import ClientGone, OpenStore, Service, json_response
@@ -79,7 +79,7 @@ def _handle_errors(app: FastAPI) -> None:
     """Every answer that is not a success has OpenAI's error shape."""
 
     async def expected(request: Request, error: Exception) -> Response:
-        if meaning(error).status >= 500:
+        if meaning(error).status >= 500 and not isinstance(error, NotReady):  # its cause was logged once
             log.error("%s: %s", type(error).__name__, error)
         return json_response(body(error), meaning(error).status, error_headers(error))
 
@@ -97,6 +97,9 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+            return json_response(shape(message, "invalid_request_error"), 422)
         where = ".".join(str(part) for part in first["loc"][1:])
         message = f"{where or 'body'}: {first['msg']}"
         return json_response(shape(message, "invalid_request_error", where or None), 422)

@@ -158,7 +158,10 @@ class SearchRequest(Request):
     group_by: Literal["chunk", "document"] = Field(
         default="chunk", description="one result per passage or per document"
     )
-    score_threshold: Finite | None = None
+    score_threshold: Finite | None = Field(
+        default=None,
+        description="no results that score less; a score is a cosine (dense), BM25 (lexical) or their sum, scaled",
+    )
     mmr_lambda: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="1: relevance only, 0: diversity only"
     )

@@ -231,7 +231,11 @@ class _Run:
 
 
 def _stamp(file: File) -> str:
-    """Size and modification time; LoaderError when it is not a regular file of a permitted size."""
+    """Size and modification time; LoaderError when it is not a regular file of a permitted size and name."""
+    try:
+        file.name.encode()  # it becomes the document's id
+    except UnicodeEncodeError:
+        raise LoaderError(str(file.path), "its name is not UTF-8; rename it") from None
     try:
         found = file.path.stat()
     except OSError as error:

@@ -102,10 +102,13 @@ class Store:
                     upgrade(self.engine)
         except DatabaseError as error:
             self.engine.dispose()
-            raise StoreError(
-                f"{self.directory} cannot be read as a store ({error.orig}); check its "
-                "permissions, or restore a backup with `rwkv-embed restore`"
-            ) from error
+            remedy = (
+                "check its permissions and the free space, or restore a backup with `rwkv-embed restore`"
+                if self.is_sqlite
+                else "check the URL and that the server is running"
+            )
+            reason = " ".join(str(error.orig).split())  # PostgreSQL's are several lines
+            raise StoreError(f"{self.name} cannot be read as a store ({reason}); {remedy}") from error
         except StoreError:
             self.engine.dispose()
             raise
@@ -113,6 +116,11 @@ class Store:
     @property
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
+
+    @property
+    def name(self) -> str:
+        """The store in messages: its directory, or its URL without the password."""
+        return str(self.directory) if self.is_sqlite else str(self.engine.url)
 
     # transactions
 
@@ -124,7 +132,7 @@ class Store:
                 yield session
             except DatabaseError as error:
                 raise StoreError(
-                    f"{self.directory} cannot be read ({error.orig}); check it with `rwkv-embed verify`"
+                    f"{self.name} cannot be read ({error.orig}); check it with `rwkv-embed verify`"
                 ) from error
 
     @contextmanager
@@ -144,7 +152,7 @@ class Store:
                 session.flush()
         except OperationalError as error:
             raise StoreError(
-                f"{self.directory} could not be written while {purpose} ({error.orig}); what was "
+                f"{self.name} could not be written while {purpose} ({error.orig}); what was "
                 "acknowledged before is stored, run it again when the cause is mended"
             ) from error
 

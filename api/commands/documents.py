@@ -231,7 +231,12 @@ def delete(
         deleted = documents
     else:
         with collection(store, name) as chosen:
-            deleted = chosen.delete(document_ids or [])
+            wanted = set(document_ids or [])
+            deleted = chosen.delete(wanted)
+        if deleted < len(wanted):
+            note(
+                f"{len(wanted) - deleted} of the ids are not in the collection; `rwkv-embed list` shows those"
+            )
     if as_json:
         say_json({"deleted": deleted})
     else:

@@ -57,7 +57,11 @@ def search(
         GroupBy, typer.Option(help="One result per passage or per document.")
     ] = GroupBy.chunk,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="No results that score less.")
+        float | None,
+        typer.Option(
+            "--threshold",
+            help="No results that score less; a score is a cosine (dense), BM25 (lexical) or their sum, scaled.",
+        ),
     ] = None,
     mmr: Annotated[
         float | None,

@@ -66,7 +66,7 @@ async def info(service: ServiceDependency) -> Response:
             "model_id": embedder.model_id,
             "model_sha": embedder.fingerprint,
             "dim": embedder.dim,
-            "model_type": {"embedding": {"pooling": "state"}},
+            "model_type": {"embedding": {"pooling": embedder.pooling}},
             "max_concurrent_requests": settings.queue_limit,
             "max_client_batch_size": settings.max_inputs,
             "max_body_bytes": settings.max_body_bytes,

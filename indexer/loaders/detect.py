@@ -60,7 +60,7 @@ def detect(data: bytes, name: str) -> str:
             raise UnreadableFile(f"it is {what}")
     if named in _BINARY:
         raise UnreadableFile(
-            f"it is named {suffix} but is not a {named} file (its first bytes are {data[:8]!r})"
+            f"it is named {suffix} but is not a {named} file (it begins with {data[:8].hex(' ')})"
         )
     if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         return "html"

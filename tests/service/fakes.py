@@ -43,6 +43,7 @@ class WordEmbedder:
     model_id = "words"
     fingerprint = "f" * 64
     dim = DIM
+    pooling = "mean"
     tokenizer = WordTokenizer()
 
     def __init__(self, model: object = None) -> None:

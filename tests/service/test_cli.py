@@ -52,6 +52,13 @@ def failing(*arguments: str, code: int, given: str | None = None) -> str:
     return result.stderr
 
 
+def failing_with_results(*arguments: str, code: int) -> str:
+    """The stderr of a command that did what it could and must exit with `code`."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code and result.stdout, (result.stdout, result.exception)
+    return result.stderr
+
+
 def run_json(*arguments: str, **options: Any) -> Any:
     return json.loads(run(*arguments, "--json", **options))
 
@@ -100,9 +107,13 @@ def test_search_prints_readable_hits(folder: Path) -> None:
 
 def test_a_file_that_cannot_be_read_fails_alone(folder: Path) -> None:
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 not really")
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.txt")).write_text("a name in Latin-1")
     report = json.loads(run("index", str(folder), "--json", code=8))
     assert report["added"] == 2
-    assert [Path(failure["path"]).name for failure in report["failed"]] == ["broken.pdf"]
+    reasons = {Path(failure["path"]).name: failure["reason"] for failure in report["failed"]}
+    assert set(reasons) == {"broken.pdf", "caf\udce9.txt"}
+    assert reasons["caf\udce9.txt"] == "its name is not UTF-8; rename it"
+    assert "caf\ufffd.txt: its name is not UTF-8" in failing_with_results("index", str(folder), code=8)
 
 
 def test_add_append_show_list_delete() -> None:

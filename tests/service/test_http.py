@@ -246,3 +246,19 @@ def test_a_fault_of_ours_is_a_500_without_details(tmp_path: Path, caplog: pytest
         assert message == "internal error (ValueError); the log has the details"
         assert client.post("/v1/embeddings", json=body).headers["x-request-id"]
     assert "poisoned" in caplog.text
+
+
+def test_a_body_that_is_no_json_is_told_where(client: httpx.Client) -> None:
+    headers = {"content-type": "application/json"}
+    reply = client.post("/v1/collections/library/search", content=b'{"query": ', headers=headers)
+    message = error(reply, 422)
+    assert message.startswith("the body is not JSON: ") and message.endswith(" at character 10")
+
+
+def test_info_is_that_of_the_model(client: httpx.Client) -> None:
+    told = client.get("/info").json()
+    assert (told["model_id"], told["dim"], told["model_type"]) == (
+        "words",
+        64,
+        {"embedding": {"pooling": "mean"}},
+    )
