@@ -78,6 +78,14 @@ def damages(data: bytes):
     yield "64 zeros", data[:start] + bytes(64) + data[start + 64 :]
 
 
+def put(files):
+    """Make the folder of these files hold nothing else."""
+    for file in next(iter(files)).parent.iterdir():
+        file.unlink()
+    for file, data in files.items():
+        file.write_bytes(data)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".ids", ".vectors", ".index"])
 def test_damage_to_a_snapshot_is_noticed_and_mended(directory, suffix, caplog):
@@ -86,14 +94,12 @@ def test_damage_to_a_snapshot_is_noticed_and_mended(directory, suffix, caplog):
     (path,) = (directory / "faiss").glob(f"*{suffix}")
     snapshot = {file: file.read_bytes() for file in path.parent.iterdir()}
     for what, damaged in damages(snapshot[path]):
-        for file in path.parent.iterdir():
-            file.unlink()
-        for file, data in snapshot.items():
-            file.write_bytes(damaged if file == path else data)
+        put(snapshot | {path: damaged})
         caplog.clear()
         with caplog.at_level(logging.WARNING), opened(directory) as store:
             assert picture(store) == expected, what
         assert caplog.records or damaged == snapshot[path], f"{what} of {path.name} was not noticed"
+    put(snapshot)
 
 
 @pytest.mark.slow
