@@ -1,6 +1,6 @@
 """Snapshots of a collection's vectors: files that can be thrown away, because SQL has everything in them.
 
-    faiss/<collection>-<version>.json      manifest: recipe, watermark, sizes and sha256 of the files below
+    faiss/<collection>-<version>.json      manifest: recipe, watermark, size and sha256 of each file, and its own
     faiss/<collection>-<version>.ids       chunk ids, int64 little-endian, ascending
     faiss/<collection>-<version>.vectors   one row of `dim` float16 little-endian per id
     faiss/<collection>-<version>.index     FAISS index over the row numbers, if the search is approximate
@@ -69,7 +69,8 @@ def write_snapshot(
         files["index"] = _write(directory / f"{stem}.index", [index_bytes])
     max_id = int(ids[-1]) if len(ids) else 0
     manifest = Manifest(FORMAT, collection, version, max_id, len(ids), dim, recipe, ann, files)
-    text = json.dumps(asdict(manifest), indent=1).encode()
+    facts = asdict(manifest)
+    text = json.dumps(facts | {"sha256": _sha256(facts)}, indent=1).encode()
     _write(directory / f"{stem}.json", [np.frombuffer(text, np.uint8)])
     remove_snapshots(directory, collection, keep=version)
     return manifest
@@ -96,6 +97,11 @@ def _write(path: Path, arrays: Iterable[NDArray[Any]]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def _sha256(facts: dict[str, Any]) -> str:
+    """The checksum of a manifest without its checksum."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def sync_directory(directory: Path) -> None:
     """Make a rename in `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -110,10 +116,13 @@ def manifests(directory: Path, collection: int) -> list[Manifest]:
     found = []
     for path in directory.glob(f"{collection}-*.json"):
         try:
-            manifest = Manifest(**json.loads(path.read_bytes()))
+            facts = json.loads(path.read_bytes())
+            if facts.pop("sha256") != _sha256(facts):
+                raise ValueError("it does not match its checksum")
+            manifest = Manifest(**facts)
             if manifest.format == FORMAT and path.name == f"{collection}-{manifest.version}.json":
                 found.append(manifest)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             log.warning("the snapshot manifest %s cannot be read (%s); it is ignored", path, error)
     return sorted(found, key=lambda manifest: manifest.version, reverse=True)
 

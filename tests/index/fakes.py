@@ -97,6 +97,9 @@ class FakeFullText:
         scored = [(id, float(len(words & set(text.split())))) for id, text in rows]
         return sorted((hit for hit in scored if hit[1]), key=lambda hit: (-hit[1], hit[0]))[:limit]
 
+    def demanded(self, collection_id, query, chunk_id) -> None:
+        return None  # its queries are words without operators
+
     def optimize(self, connection, collection_id) -> None:
         return None
 

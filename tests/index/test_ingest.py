@@ -84,7 +84,8 @@ def test_documents_may_be_empty(collection):
     assert collection.upsert([]).added == 0
 
 
-def test_a_generator_is_read_batch_by_batch(collection):
+def test_a_generator_is_read_batch_by_batch(collection, monkeypatch):
+    monkeypatch.setattr(ingest, "BATCH_DOCUMENTS", 64)
     seen = []
 
     def documents():
@@ -393,6 +394,7 @@ def test_a_named_file_is_relative_to_its_folder(collection, folder):
 
 
 def test_an_interrupted_run_is_resumed(collection, folder, monkeypatch):
+    monkeypatch.setattr(ingest, "BATCH_DOCUMENTS", 64)
     for n in range(200):
         (folder / f"n{n:03}.txt").write_text(f"word{n}")
     write_batch, calls = ingest.write_batch, []
