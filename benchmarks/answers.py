@@ -32,6 +32,7 @@ from indexer.answers.generators.extractive import (
     distinct_quotes,
     rank_sentences,
     sentence_features,
+    statements,
     support_features,
 )
 from indexer.chunking import sentences
@@ -247,7 +248,7 @@ def _examples(task: Task, embedder: Embedder, count: int) -> Iterator[Example]:
     answerable, unanswerable = task.questions(0, count)
     for question in answerable + unanswerable:
         passages = collection.passages(question.text)
-        candidates = [(p, start, end) for p in passages for start, end in sentences(p.text)]
+        candidates = statements(passages)
         labels = [
             p.hit.chunk_id == question.paragraph and contains(p.text[start:end], question.answers)
             for p, start, end in candidates

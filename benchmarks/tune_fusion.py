@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[int, float]]  # (chunk id, score), best first
 
-LEXICAL_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
-SPREAD_DEPTHS = (30, 200)
+LEXICAL_WEIGHTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+SHARPNESSES = (3, 4, 5)  # below 3 they bury other languages, see `indexer.fusion`
 RRF_KS = (10, 60)
 RRF_WEIGHTS = (1.0, 3.0, 10.0)  # of the lexical arm; the dense arm has 1
 
@@ -78,9 +78,9 @@ def lexical(asked: Asked) -> Pairs:
     return asked.lexical
 
 
-def scores(weight: float, depth: int) -> Rank:
+def scores(weight: float, sharpness: float) -> Rank:
     """The product's fusion with other constants."""
-    return lambda asked: fusion.fuse(asked.dense, asked.lexical, asked.terms, weight, depth)
+    return lambda asked: fusion.fuse(asked.dense, asked.lexical, asked.terms, weight, sharpness)
 
 
 def ranks(k: int, weight: float) -> Rank:
@@ -174,8 +174,8 @@ def report(tasks: list[Task]) -> str:
     sum_name, summed = best(
         tasks,
         {
-            f"LEXICAL_WEIGHT = {w}, SPREAD_DEPTH = {depth}": scores(w, depth)
-            for depth in SPREAD_DEPTHS
+            f"LEXICAL_WEIGHT = {w}, SHARPNESS = {sharpness}": scores(w, sharpness)
+            for sharpness in SHARPNESSES
             for w in LEXICAL_WEIGHTS
         },
     )
@@ -192,7 +192,7 @@ def report(tasks: list[Task]) -> str:
         shipped = float(np.mean([mrr_at_k(q.found, q.relevance, 10) for q in task.questions[1::2]]))
         cells = " | ".join(f"{value:.3f}" for value in (*row, shipped))
         lines.append(f"| {task.name} | {cells} | {shipped - max(row[:2]):+.3f} |")
-    shipped_name = f"LEXICAL_WEIGHT = {fusion.LEXICAL_WEIGHT}, SPREAD_DEPTH = {fusion.SPREAD_DEPTH}"
+    shipped_name = f"LEXICAL_WEIGHT = {fusion.LEXICAL_WEIGHT}, SHARPNESS = {fusion.SHARPNESS}"
     return "\n".join([*lines, "", f"best: {sum_name}; shipped: {shipped_name}; best RRF: {rrf_name}"])
 
 
