@@ -78,7 +78,8 @@ def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) 
         return Ranking((), 0.0, calibration["decision"]["threshold"])
     features = sentence_features(query, passages, candidates, embedder)
     logits = _linear(calibration["sentence"], features)
-    support = _sigmoid(_linear(calibration["support"], support_features(features, logits)))[0]
+    nothing = calibration["sentence"]["bias"]
+    support = _sigmoid(_linear(calibration["support"], support_features(features, logits, nothing)))[0]
     scores = _sigmoid(logits)
     quotes = [
         Quote(passage, start, end, score)
@@ -152,10 +153,14 @@ def _bm25(asked: Sequence[str], texts: Sequence[str], weights: Mapping[str, floa
     return total / max(1, len(asked)) ** 0.5
 
 
-def support_features(features: Features, logits: NDArray[np.float64]) -> Features:
-    """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,)."""
+def support_features(features: Features, logits: NDArray[np.float64], nothing: float) -> Features:
+    """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,).
+
+    `nothing` is the logit of a sentence without any evidence. One such is averaged with the candidates, so
+    that the only sentence of a small collection has a lead too.
+    """
     best = int(np.argmax(logits))
-    margin = logits[best] - logits.mean()
+    margin = logits[best] - np.append(logits, nothing).mean()
     return {
         **{name: values[best : best + 1] for name, values in features.items()},
         "margin": np.array([margin]),
