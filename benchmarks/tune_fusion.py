@@ -1,6 +1,6 @@
 """Measures the two arms of the search and their fusion on XQuAD, and finds the fusion's constants.
 
-    python -m benchmarks.tune_fusion --data XQUAD [--model NAME] [--questions 400] [--cache FOLDER]
+    python -m benchmarks.tune_fusion --data XQUAD [--model NAME] [--questions 200] [--cache FOLDER]
 
 `--data` has one BEIR folder per language; ids are the same in all. Every language is indexed into a
 collection of its own with the product's defaults. Each is asked in its own language, and English is asked in
@@ -130,7 +130,8 @@ def _task(
             .where(ChunkRow.collection_id == collection.id)
         )
         documents = {row.id: row.external_id for row in session.execute(statement)}
-    saved = folder / f"{asked.name.replace('>', '-')}-{count}.json"
+    shipped = f"{fusion.LEXICAL_WEIGHT}-{fusion.SHARPNESS}"  # what was searched with
+    saved = folder / f"{asked.name.replace('>', '-')}-{count}-{shipped}.json"
     if not saved.is_file():
         every = max(1, len(asked.queries) // count)
         rows = [_ask(collection, asked.queries[id]) for id in list(asked.queries)[::every]]
@@ -202,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one BEIR folder per language")
     parser.add_argument("--model", help="as for Embedder; default: the bundled one")
-    parser.add_argument("--questions", type=int, default=400, help="per row, evenly spaced")
+    parser.add_argument("--questions", type=int, default=200, help="per row, evenly spaced")
     parser.add_argument("--cache", type=Path, help="keep collections and rankings here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
