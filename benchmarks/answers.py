@@ -32,6 +32,7 @@ from indexer.answers.generators.extractive import (
     distinct_quotes,
     rank_sentences,
     sentence_features,
+    statements,
     support_features,
 )
 from indexer.chunking import sentences
@@ -228,15 +229,18 @@ class Task:
 
 
 def fit(tasks: Sequence[Task], embedder: Embedder, count: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Two calibrations, {"model": ..., "other": ...}, fitted on fold 0 of all tasks."""
-    examples = [
-        (features, labels, answerable)
-        for task in tasks
-        for features, labels, answerable in _examples(task, embedder, count)
-    ]
+    """Two calibrations, {"model": ..., "other": ...}, fitted on fold 0 of all tasks.
+
+    "other" sees questions in the language of the text only: an unknown embedder may not cross languages.
+    """
+    examples, one_language = [], []
+    for task in tasks:
+        found = list(_examples(task, embedder, count))
+        examples += found
+        one_language += found if task.asked is task.read else []
     without = [name for name in SENTENCE if name not in DEPENDS_ON_SCALE]
     support_without = [name for name in SUPPORT if name not in DEPENDS_ON_SCALE]
-    return {"model": _fit(examples, SENTENCE, SUPPORT), "other": _fit(examples, without, support_without)}
+    return {"model": _fit(examples, SENTENCE, SUPPORT), "other": _fit(one_language, without, support_without)}
 
 
 Example = tuple[Features, NDArray[np.bool_], bool]
@@ -247,7 +251,7 @@ def _examples(task: Task, embedder: Embedder, count: int) -> Iterator[Example]:
     answerable, unanswerable = task.questions(0, count)
     for question in answerable + unanswerable:
         passages = collection.passages(question.text)
-        candidates = [(p, start, end) for p in passages for start, end in sentences(p.text)]
+        candidates = statements(passages)
         labels = [
             p.hit.chunk_id == question.paragraph and contains(p.text[start:end], question.answers)
             for p, start, end in candidates
@@ -263,7 +267,7 @@ def _fit(examples: Sequence[Example], sentence: list[str], support: list[str]) -
     def logits(features: Features) -> NDArray[np.float64]:
         return weights["bias"] + sum(weights[name] * features[name] for name in sentence)
 
-    best = [support_features(features, logits(features)) for features, _, _ in examples]
+    best = [support_features(features, logits(features), weights["bias"]) for features, _, _ in examples]
     rows = np.array([[features[name][0] for name in support] for features in best])
     answerable = np.array([answerable for _, _, answerable in examples])
     supported = _logistic(support, rows, answerable)

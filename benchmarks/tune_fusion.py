@@ -1,6 +1,6 @@
 """Measures the two arms of the search and their fusion on XQuAD, and finds the fusion's constants.
 
-    python -m benchmarks.tune_fusion --data XQUAD [--model NAME] [--questions 400] [--cache FOLDER]
+    python -m benchmarks.tune_fusion --data XQUAD [--model NAME] [--questions 200] [--cache FOLDER]
 
 `--data` has one BEIR folder per language; ids are the same in all. Every language is indexed into a
 collection of its own with the product's defaults. Each is asked in its own language, and English is asked in
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[int, float]]  # (chunk id, score), best first
 
-LEXICAL_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
-SPREAD_DEPTHS = (30, 200)
+LEXICAL_WEIGHTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+SHARPNESSES = (3, 4, 5)  # below 3 they bury other languages, see `indexer.fusion`
 RRF_KS = (10, 60)
 RRF_WEIGHTS = (1.0, 3.0, 10.0)  # of the lexical arm; the dense arm has 1
 
@@ -78,9 +78,9 @@ def lexical(asked: Asked) -> Pairs:
     return asked.lexical
 
 
-def scores(weight: float, depth: int) -> Rank:
+def scores(weight: float, sharpness: float) -> Rank:
     """The product's fusion with other constants."""
-    return lambda asked: fusion.fuse(asked.dense, asked.lexical, asked.terms, weight, depth)
+    return lambda asked: fusion.fuse(asked.dense, asked.lexical, asked.terms, weight, sharpness)
 
 
 def ranks(k: int, weight: float) -> Rank:
@@ -130,7 +130,8 @@ def _task(
             .where(ChunkRow.collection_id == collection.id)
         )
         documents = {row.id: row.external_id for row in session.execute(statement)}
-    saved = folder / f"{asked.name.replace('>', '-')}-{count}.json"
+    shipped = f"{fusion.LEXICAL_WEIGHT}-{fusion.SHARPNESS}"  # what was searched with
+    saved = folder / f"{asked.name.replace('>', '-')}-{count}-{shipped}.json"
     if not saved.is_file():
         every = max(1, len(asked.queries) // count)
         rows = [_ask(collection, asked.queries[id]) for id in list(asked.queries)[::every]]
@@ -174,8 +175,8 @@ def report(tasks: list[Task]) -> str:
     sum_name, summed = best(
         tasks,
         {
-            f"LEXICAL_WEIGHT = {w}, SPREAD_DEPTH = {depth}": scores(w, depth)
-            for depth in SPREAD_DEPTHS
+            f"LEXICAL_WEIGHT = {w}, SHARPNESS = {sharpness}": scores(w, sharpness)
+            for sharpness in SHARPNESSES
             for w in LEXICAL_WEIGHTS
         },
     )
@@ -192,7 +193,7 @@ def report(tasks: list[Task]) -> str:
         shipped = float(np.mean([mrr_at_k(q.found, q.relevance, 10) for q in task.questions[1::2]]))
         cells = " | ".join(f"{value:.3f}" for value in (*row, shipped))
         lines.append(f"| {task.name} | {cells} | {shipped - max(row[:2]):+.3f} |")
-    shipped_name = f"LEXICAL_WEIGHT = {fusion.LEXICAL_WEIGHT}, SPREAD_DEPTH = {fusion.SPREAD_DEPTH}"
+    shipped_name = f"LEXICAL_WEIGHT = {fusion.LEXICAL_WEIGHT}, SHARPNESS = {fusion.SHARPNESS}"
     return "\n".join([*lines, "", f"best: {sum_name}; shipped: {shipped_name}; best RRF: {rrf_name}"])
 
 
@@ -202,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one BEIR folder per language")
     parser.add_argument("--model", help="as for Embedder; default: the bundled one")
-    parser.add_argument("--questions", type=int, default=400, help="per row, evenly spaced")
+    parser.add_argument("--questions", type=int, default=200, help="per row, evenly spaced")
     parser.add_argument("--cache", type=Path, help="keep collections and rankings here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

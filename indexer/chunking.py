@@ -44,14 +44,14 @@ _LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.]++\Z")
 _SPACE = regex.compile(r"\s*+")
 
 # English; German; French, Spanish, Portuguese, Italian, Dutch; Slavic, Turkish, Scandinavian; Cyrillic,
-# Greek.
+# Greek, Hindi.
 _ABBREVIATION_LIST = """ mr mrs ms dr prof st vs etc e.g i.e cf al fig figs eq no nos vol pp ed eds inc ltd co
 corp dept approx capt col gen gov lt rev sen sgt jr sr jan feb mar apr jun jul aug sep sept oct nov dec u.s
 u.k u.n a.m p.m ph.d z.b d.h u.a u.ä bzw ca nr evtl ggf inkl usw hrsg jh str s.o s.u v.chr n.chr abb bd m mm
 mme mlle av p.ex env éd chap art sra srta ud uds ee.uu a.c d.c pág págs núm ej p.ej exmo exma dra sig sigg
 dott ecc pag avv ing bijv d.w.z o.a blz mevr dhr ul np tzn itd itp tj tzv např apod atd vb örn bkz yy dk bl.a
 f.eks osv mfl т.е т.д т.п т.к т.н др пр г гг в вв ул стр рис табл см им н.э до.н.э тыс млн млрд руб проф акад
-напр тощо ін π.χ κ.λπ κ.ά δρ
+напр тощо ін π.χ κ.λπ κ.ά δρ ई ई.पू डॉ श्री प्रो
 """
 _ABBREVIATIONS = frozenset(_ABBREVIATION_LIST.split())
 

@@ -3,8 +3,12 @@
 Why scores and not ranks: the two arms are rarely equally sure. The word arm is nearly always right when the
 query's rare words stand in a passage, and says nothing when query and passages share no language; its score
 knows the difference (a sum of the weights of the words found), its ranks do not. On XQuAD reciprocal rank
-fusion with any constants loses to the words alone within a language; the sum of scores below gains in both
-cases. `python -m benchmarks.tune_fusion` measures all of them; docs/retrieval.md has the table.
+fusion loses 0.05 to 0.10 MRR@10 to the words alone within a language, the sum of scores below nothing.
+`python -m benchmarks.tune_fusion` measures both; docs/retrieval.md has the table.
+
+Why only the best words count (`SHARPNESS`): in a collection of many languages every passage in the query's
+own language shares "of the" with it. Added as it is, that buries the right passages in other languages: 31 of
+the 233 articles that benchmarks.sample_table looks for were found, with the fourth power 73.
 """
 
 from collections.abc import Sequence
@@ -14,8 +18,10 @@ from numpy.typing import NDArray
 
 Ranking = Sequence[tuple[int, float]]  # (id, score), best first
 
-LEXICAL_WEIGHT = 2.5  # best constant of benchmarks/tune_fusion.py; from 2 to 4 the difference is below 0.004
-SPREAD_DEPTH = 200  # cosines that set the scale; from 30 to 200 the difference is below 0.004
+# Chosen with benchmarks/tune_fusion.py and benchmarks/sample_table.py.
+LEXICAL_WEIGHT = 2.0
+SHARPNESS = 4
+SPREAD_DEPTH = 200  # cosines that set the scale
 
 
 def fuse(
@@ -23,23 +29,26 @@ def fuse(
     lexical: Ranking,
     terms: int,
     weight: float = LEXICAL_WEIGHT,
-    depth: int = SPREAD_DEPTH,
+    sharpness: float = SHARPNESS,
 ) -> list[tuple[int, float]]:
     """Ids of both rankings with fused scores, best first, ties by id.
 
-    score = (cosine - mean) / deviation + weight * BM25 / sqrt(terms)
+    score = (cosine - mean) / deviation + weight * best / sqrt(terms) * (BM25 / best) ** sharpness
 
-    Mean and deviation are those of the first `depth` cosines, so that a model's scale of cosines does not
-    matter; an id that the dense arm does not know counts as its last one. BM25 is a sum over the query's
-    `terms`, which varies with the root of their number; an id without any of them gets 0.
+    Mean and deviation are those of the first `SPREAD_DEPTH` cosines, so that a model's scale of cosines does
+    not matter; an id that the dense arm does not know counts as its last one. `best` is the highest BM25, a
+    sum over the query's `terms` that varies with the root of their number; an id without any of them gets 0.
     """
     cosines = np.array([score for _, score in dense], np.float64)
-    spread = cosines[:depth].std() if len(cosines) else 0.0
-    near = (cosines - cosines[:depth].mean()) / spread if spread > 0 else np.zeros(len(cosines))
+    first = cosines[:SPREAD_DEPTH]
+    spread = float(first.std()) if len(first) else 0.0
+    near = (cosines - first.mean()) / spread if spread > 0 else np.zeros(len(cosines))
     floor = float(near[-1]) if len(near) else 0.0
     scores = dict(zip((item for item, _ in dense), near.tolist(), strict=True))
+    best = max((bm25 for _, bm25 in lexical), default=0.0)
     for item, bm25 in lexical:
-        scores[item] = scores.get(item, floor) + weight * bm25 / max(1, terms) ** 0.5
+        evidence = best / max(1, terms) ** 0.5 * (bm25 / best) ** sharpness if best > 0 else 0.0
+        scores[item] = scores.get(item, floor) + weight * evidence
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 

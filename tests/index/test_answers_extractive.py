@@ -11,6 +11,7 @@ from indexer.answers.generators.extractive import (
     distinct_quotes,
     rank_sentences,
     sentence_features,
+    statements,
 )
 from indexer.chunking import sentences
 from tests.index.answering import CALIBRATION, FakeCollection, HashEmbedder, passages, request
@@ -178,3 +179,12 @@ def test_an_unmeasured_model_is_judged_without_the_scale_of_its_cosines(
         squeezed = rank_sentences(question, passages(*TEXTS), Squeezed())
         assert [q.text for q in squeezed.quotes] == [q.text for q in plain.quotes]
         assert squeezed.support == pytest.approx(plain.support, abs=0.01)
+
+
+def test_headings_are_no_answers() -> None:
+    text = "# The dance of the bees\n\nKarl von Frisch decoded the dance of the bees in 1923."
+    assert ask("Who decoded the dance of the bees?", text) == [
+        "Karl von Frisch decoded the dance of the bees in 1923."
+    ]
+    only = [passage.text[a:b] for passage, a, b in statements(passages("# The dance", "ים המלח"))]
+    assert only == ["# The dance", "ים המלח"]

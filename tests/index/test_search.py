@@ -47,7 +47,7 @@ def test_lexical_finds_words_and_dense_finds_neighbours(collection):
 
 
 def test_a_two_character_query_finds_its_document_and_sentence(collection):
-    hit = collection.search("部署", SearchOptions(top_k=1))[0]
+    hit = collection.search("部署", SearchOptions(top_k=1, mode="lexical"))[0]
     assert hit.document_id == "db"
     assert [hit.text[start:end] for start, end in hit.highlights] == ["数据库系统的部署很重要。"]
 
@@ -121,14 +121,15 @@ def test_variety_in_a_search_gives_distinct_hits(collection):
 
 
 def test_fusion_by_hand():
-    # cosines 0.9 and 0.5: mean 0.7, deviation 0.2, so 1 and -1; BM25 4 over the root of 4 terms, times 2
-    fused = fuse([(1, 0.9), (2, 0.5)], [(2, 4.0), (3, 1.0)], terms=4, weight=2.0)
-    assert fused == [(2, pytest.approx(3)), (1, pytest.approx(1)), (3, pytest.approx(0))]
+    # cosines 0.9 and 0.5: mean 0.7, deviation 0.2, so 1 and -1; the best BM25, 4, over the root of 4 terms is 2
+    fused = fuse([(1, 0.9), (2, 0.5)], [(2, 4.0), (3, 2.0)], terms=4, weight=2.0, sharpness=3)
+    assert fused == [(2, pytest.approx(-1 + 4)), (1, pytest.approx(1)), (3, pytest.approx(-1 + 4 / 8))]
 
 
 def test_fusion_without_one_arm_or_both():
     assert fuse([], [], terms=0) == []
-    assert fuse([], [(7, 2.0), (5, 1.0)], terms=1, weight=1.0) == [(7, 2.0), (5, 1.0)]
+    assert fuse([], [(7, 2.0), (5, 1.0)], terms=1, weight=1.0, sharpness=2) == [(7, 2.0), (5, 0.5)]
+    assert fuse([(7, 0.5)], [(7, 0.0)], terms=1) == [(7, 0.0)]
     assert [id for id, _ in fuse([(7, 0.9), (5, 0.8)], [], terms=3)] == [7, 5]
     assert fuse([(9, 0.5), (8, 0.5)], [], terms=1) == [(8, 0.0), (9, 0.0)]  # no spread: ties by id
 

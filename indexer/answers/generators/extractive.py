@@ -7,7 +7,7 @@ collection answers at all. Features are few and named, so a wrong answer can be 
     dense     cosine of question and sentence
     spread    the same, in standard deviations above the mean of the candidates: no matter the scale
     coverage  share of the question's term weight that the sentence contains
-    match     the same with BM25's length norm: many words cover much by chance
+    match     BM25 of the sentence among the candidates, over the root of the number of question terms
     around    coverage for the sentence and its two neighbours, where pronouns point to
     passage   the same for the whole passage
     known     the same for all passages together: 0 when question and passages share no language
@@ -17,12 +17,16 @@ collection answers at all. Features are few and named, so a wrong answer can be 
     margin    how far (in log-odds) the best sentence is ahead of the average candidate; `support` only
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
+from indexer.analysis import index_terms
 from indexer.answers.calibration import MODELS, OTHER
 from indexer.answers.evidence import content_terms, coverage, idf, text_terms
 from indexer.answers.generators.base import Passage, Quote, Request
@@ -32,6 +36,9 @@ from indexer.types import Embedder
 FULL_SENTENCE_CHARS = 40
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of terms
 RUNNER_UP = 0.5  # a further sentence is quoted when it is at least this likely, relative to the best
+
+Candidate = tuple[Passage, int, int]  # a sentence of a passage: start, end
+_HEADING = regex.compile(rf"\#{{1,6}}\s[^\n]*+|[^\n\p{{P}}]{{1,{FULL_SENTENCE_CHARS}}}+")
 
 Features = dict[str, NDArray[np.float64]]  # name -> (n candidates,)
 
@@ -66,12 +73,13 @@ class Ranking:
 def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) -> Ranking:
     """Every sentence of the passages with its probability of being an answer to `query`, best first."""
     calibration = MODELS.get(embedder.model_id, OTHER)
-    candidates = [(p, start, end) for p in passages for start, end in sentences(p.text)]
+    candidates = statements(passages)
     if not candidates:
         return Ranking((), 0.0, calibration["decision"]["threshold"])
     features = sentence_features(query, passages, candidates, embedder)
     logits = _linear(calibration["sentence"], features)
-    support = _sigmoid(_linear(calibration["support"], support_features(features, logits)))[0]
+    nothing = calibration["sentence"]["bias"]
+    support = _sigmoid(_linear(calibration["support"], support_features(features, logits, nothing)))[0]
     scores = _sigmoid(logits)
     quotes = [
         Quote(passage, start, end, score)
@@ -81,10 +89,20 @@ def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) 
     return Ranking(ranked, float(support), calibration["decision"]["threshold"])
 
 
+def statements(passages: Sequence[Passage]) -> list[Candidate]:
+    """The sentences of the passages, without headings: these repeat the question and answer nothing.
+
+    A heading is a line of its own that has a `#` or is short and ends in no mark. Where there is nothing
+    else, headings are better than nothing.
+    """
+    found = [(p, start, end) for p in passages for start, end in sentences(p.text)]
+    return [(p, a, b) for p, a, b in found if not _HEADING.fullmatch(p.text, a, b)] or found
+
+
 def sentence_features(
     query: str,
     passages: Sequence[Passage],
-    candidates: Sequence[tuple[Passage, int, int]],
+    candidates: Sequence[Candidate],
     embedder: Embedder,
 ) -> Features:
     """The features of each candidate (passage, start, end); see the module's list."""
@@ -113,7 +131,7 @@ def sentence_features(
         "dense": dense,
         "spread": spread,
         "coverage": covered(own),
-        "match": covered(own) * _length_norm([len(text) for text in texts]),
+        "match": _bm25(asked, texts, weights),
         "around": covered(around),
         "passage": covered([whole[n] for n in owner]),
         "known": np.full(len(own), covered([frozenset().union(*own)])[0]),
@@ -123,16 +141,26 @@ def sentence_features(
     }
 
 
-def _length_norm(lengths: Sequence[int]) -> NDArray[np.float64]:
-    """BM25's factor for a term that occurs once (k1 = 1.2, b = 0.75): 1 at the mean length."""
-    relative = np.array(lengths) / np.mean(lengths)
-    return 2.2 / (1 + 1.2 * (0.25 + 0.75 * relative))
+def _bm25(asked: Sequence[str], texts: Sequence[str], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """BM25 (k1 = 1.2, b = 0.75) of each text, divided by the root of the number of terms asked for."""
+    counts = [Counter(chain(*index_terms(text))) for text in texts]
+    lengths = np.array([sum(count.values()) for count in counts], np.float64)
+    norm = 1.2 * (0.25 + 0.75 * lengths / max(1.0, lengths.mean()))
+    total = np.zeros(len(texts))
+    for term in asked:
+        found = np.array([count[term] for count in counts], np.float64)
+        total += weights.get(term, 0.0) * found * 2.2 / (found + norm)
+    return total / max(1, len(asked)) ** 0.5
 
 
-def support_features(features: Features, logits: NDArray[np.float64]) -> Features:
-    """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,)."""
+def support_features(features: Features, logits: NDArray[np.float64], nothing: float) -> Features:
+    """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,).
+
+    `nothing` is the logit of a sentence without any evidence. One such is averaged with the candidates, so
+    that the only sentence of a small collection has a lead too.
+    """
     best = int(np.argmax(logits))
-    margin = logits[best] - logits.mean()
+    margin = logits[best] - np.append(logits, nothing).mean()
     return {
         **{name: values[best : best + 1] for name, values in features.items()},
         "margin": np.array([margin]),
