@@ -4,10 +4,14 @@ import argparse
 import json
 import os
 import platform
+import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
+CURVES = {"ours": "rwkv-embed", "torch_e5_float32": "Transformer (e5-small)"}  # names in the picture
 
 
 def main() -> None:
@@ -15,10 +19,10 @@ def main() -> None:
         prog="python -m benchmarks", description="Speed beside other encoders, in turns."
     )
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="processors each contender may use"
+        "--threads", type=int, default=_processors(), help="processors each contender may use"
     )
     parser.add_argument("--turns", type=int, default=3, help="rounds in which every contender gets its turn")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of a turn")
     parser.add_argument("--only", nargs="*", help="names of contenders to run (ours always runs)")
     parser.add_argument("--output", type=Path, default=HERE, help="directory of results.json and results.md")
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "linear-cost.svg")
@@ -26,14 +30,19 @@ def main() -> None:
     _set_threads(options.threads)
     results = run(options.threads, options.turns, options.seconds, options.only)
 
-    from benchmarks.report import draw, markdown
+    from benchmarks.report import draw, markdown, medians
 
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = markdown(results)
     (options.output / "results.md").write_text(table, encoding="utf-8")
     options.picture.parent.mkdir(exist_ok=True)
-    draw(results["cost_by_length"], options.picture)
+    draw({name: medians(curve) for name, curve in results["cost_by_length"].items()}, options.picture)
     print(table)
+
+
+def _processors() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_threads(threads: int) -> None:
@@ -45,44 +54,60 @@ def _set_threads(threads: int) -> None:
 def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) -> dict:
     from benchmarks import measure
     from benchmarks.contenders import CONTENDERS, default_tokens
+    from rwkv_embed.hub import resolve
+    from rwkv_embed.ops.fast import FastRWKV7
 
     rows = (HERE / "udhr.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(row)["text"] for row in rows]
-    contenders, skipped = {}, {}
+    field = measure.Field()
     for name, build in CONTENDERS.items():
-        if only is not None and name not in (*only, "ours"):
-            continue
-        try:
-            contenders[name] = build(threads)
-        except ImportError as error:
-            skipped[name] = str(error)
-    ours = contenders["ours"]
-    speed = measure.throughput(list(contenders.values()), texts, turns, seconds)
-    tokens_per_text = sum(map(len, default_tokens(texts))) / len(texts)
-    tokens_per_second = speed["texts"][ours.name] * tokens_per_text
-    curves = {"rwkv-embed": measure.cost_by_length(ours, 16_384, 60)}
-    if "torch_e5_float32" in contenders:
-        curves["Transformer (e5-small)"] = measure.cost_by_length(contenders["torch_e5_float32"], 2048, 8)
+        if only is None or name in (*only, "ours"):
+            contender = field.attempt(name, partial(build, threads))
+            if contender is not None:
+                field.running[name] = contender
+    _report("loaded")
+    texts_per_second = measure.throughput(field, texts, turns, seconds)
+    _report("throughput")
+    queries = field.each(lambda _, contender: measure.latency(contender))
+    _report("latency")
+    memory = field.each(lambda name, _: measure.peak_memory(name, texts, threads))
+    _report("memory")
+    curves = field.each(lambda name, contender: measure.cost_by_length(contender) if name in CURVES else None)
+    _report("cost by length")
+    if "ours" in field.failed:
+        raise SystemExit(f"our own model failed: {field.failed['ours']}")
+    ours = field.running["ours"]
+    engine = FastRWKV7.from_file(resolve(None).weights, threads=threads)
+    peak = measure.matrix_peak()
+    tokens_per_second = texts_per_second["ours"] * sum(map(len, default_tokens(texts))) / len(texts)
+    large = field.attempt("rwkv, 12 x 768", partial(measure.large_shape, threads)) if only is None else None
+    _report("large shape")
     return {
         "machine": _machine(threads),
         "contenders": [
             {
                 "name": contender.name,
-                "texts_per_second": speed["texts"][contender.name],
-                "query": measure.latency(contender),
-                "peak_memory_mb": measure.peak_memory(name, texts, threads),
+                "texts_per_second": texts_per_second[name],
+                "query": queries[name],
+                "peak_memory_mb": memory[name],
             }
-            for name, contender in contenders.items()
+            for name, contender in field.running.items()
         ],
+        "kernels": engine.kernels.name,
         "tokens_per_second": tokens_per_second,
-        "flops_per_token": ours.flops_per_token,
-        "peak_gflops": speed["peak"] / 1e9,
-        "fraction_of_peak": tokens_per_second * ours.flops_per_token / speed["peak"],
-        "cost_by_length": curves,
+        "flops_per_token": engine.flops_per_token,
+        "peak_gflops": peak / 1e9,
+        "fraction_of_peak": tokens_per_second * engine.flops_per_token / peak,
+        "cost_by_length": {CURVES[name]: curve for name, curve in curves.items()},
         "memory_growth_mb": measure.memory_growth(ours),
-        "large_shape": measure.large_shape(threads) if "pypi_rwkv" in contenders else {},
-        "skipped": skipped,
+        "large_shape": large or {},
+        "not_measured": field.failed,
     }
+
+
+def _report(step: str) -> None:
+    """Progress, on stderr."""
+    print(f"{time.process_time():6.1f} s of processor time: {step}", file=sys.stderr)
 
 
 def _machine(threads: int) -> str:

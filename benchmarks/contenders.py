@@ -5,15 +5,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rwkv_embed.ops.fast import FastRWKV7
+from rwkv_embed import Embedder
+from rwkv_embed.checkpoint import open_checkpoint
+from rwkv_embed.hub import resolve
+from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "rwkv_embed" / "default"
-VOCABULARY = 250_002  # of the unigram tokenizer used when the default model is not there
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -24,7 +24,6 @@ class Contender:
     name: str
     encode: Encode
     hidden: Callable[[list[int]], object] | None = None
-    flops_per_token: int = 0
 
 
 def random_rwkv7(n_layer: int, n_embd: int, vocab: int, lora: int = 32) -> dict[str, np.ndarray]:
@@ -56,51 +55,23 @@ def random_rwkv7(n_layer: int, n_embd: int, vocab: int, lora: int = 32) -> dict[
 
 
 @cache
-def default_weights() -> tuple[dict[str, np.ndarray], str]:
-    """The bundled model's tensors, or random ones of its shape."""
-    from safetensors.numpy import load_file
-
-    file = DEFAULT_MODEL / "model.safetensors"
-    if file.exists():
-        return load_file(file), "default model"
-    tensors = random_rwkv7(3, 384, 1)
-    rng = np.random.default_rng(7)
-    tensors["emb.weight.int8"] = rng.integers(-127, 128, (VOCABULARY, 384), np.int8)
-    tensors["emb.weight.scale"] = np.full((VOCABULARY, 1), 1 / 127, np.float16)
-    return tensors, "default shape 3x384, random weights"
-
-
-@cache
-def default_tokenizer() -> Any:
-    from tokenizers import Tokenizer
-
-    file = DEFAULT_MODEL / "tokenizer.json"
-    if file.exists():
-        return Tokenizer.from_file(str(file))
-    from benchmarks.torch_e5 import unigram_tokenizer
-
-    return unigram_tokenizer()
+def default_tokenizer() -> Tokenizer:
+    return load_tokenizer(resolve(None).tokenizer, beside=resolve(None).weights)
 
 
 def default_tokens(texts: Sequence[str]) -> list[list[int]]:
-    """Pieces of each text and an end (the last row of the table)."""
-    end = VOCABULARY - 1 if not (DEFAULT_MODEL / "tokenizer.json").exists() else 0
-    return [
-        [*encoding.ids, end] for encoding in default_tokenizer().encode_batch(texts, add_special_tokens=False)
-    ]
+    """Pieces of each text and the model's end of text."""
+    end = int(resolve(None).settings["eos_token_id"])
+    return [[*tokens, end] for tokens in default_tokenizer().encode_batch(texts)]
 
 
 def ours(threads: int) -> Contender:
-    tensors, label = default_weights()
-    model = FastRWKV7(tensors, threads=threads)
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return model.hidden(default_tokens(texts), return_states=False)[0]
+    embedder = Embedder(threads=threads)
 
     def hidden(tokens: list[int]) -> object:
-        return model.hidden([tokens], return_states=False)
+        return embedder.backend.hidden([tokens], keep=False)
 
-    return Contender(f"rwkv-embed ({label}, {model.kernels.name})", encode, hidden, model.flops_per_token)
+    return Contender("rwkv-embed, the bundled model", embedder.encode, hidden)
 
 
 def torch_rwkv7(threads: int) -> Contender:
@@ -195,21 +166,11 @@ CONTENDERS = {
 
 @cache
 def plain_weights() -> dict[str, np.ndarray]:
-    """The default model's: official names, float32, the token table unpacked, and a head for PyPI `rwkv`."""
-    from rwkv_embed.ops.fast.weights import build_weights
-
-    tensors, _ = default_weights()
-    table = build_weights(tensors).table
-    n_vocab, n_embd = table.packed.shape
-    rows = np.empty((n_vocab, n_embd), np.float32)
-    table.rows(np.arange(n_vocab), rows)
-    named = {
-        name.removeprefix("rwkv."): np.asarray(t, np.float32)
-        for name, t in tensors.items()
-        if "emb." not in name
-    }
-    kept = {name: tensor for name, tensor in named.items() if name.startswith(("blocks.", "ln_out."))}
-    return kept | {"emb.weight": rows, "head.weight": np.ones((1, n_embd), np.float32)}
+    """The bundled model's: official names, float32, the token table unpacked, and a head for PyPI `rwkv`."""
+    checkpoint = open_checkpoint(resolve(None).weights)
+    names = [name for name in checkpoint.tensors if not name.startswith("head.")]
+    tensors = {name: checkpoint.get(name).float().numpy() for name in names}
+    return tensors | {"head.weight": np.ones((1, checkpoint.config.n_embd), np.float32)}
 
 
 def _by_length(

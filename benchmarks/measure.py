@@ -4,7 +4,9 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -12,6 +14,7 @@ import psutil
 from benchmarks.contenders import CONTENDERS, Contender, load_pypi_rwkv, random_rwkv7
 from rwkv_embed.ops.fast import FastRWKV7
 
+Result = TypeVar("Result")
 QUERY = "how long may a person be kept in detention without a trial"  # 12 words
 LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 16_384, 131_072)
 
@@ -23,19 +26,41 @@ def matrix_peak() -> float:
     return 2 * 1024**3 / min(_seconds(lambda: np.matmul(a, a, out=out)) for _ in range(8))
 
 
-def throughput(contenders: Sequence[Contender], texts: Sequence[str], turns: int, seconds: float) -> dict:
-    """Texts a second: a turn gives every contender `seconds`, the median turn counts. The peak likewise."""
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    peaks = []
-    sizes = {contender.name: _batch_size(contender, texts, seconds) for contender in contenders}
-    for turn in range(turns):
-        peaks.append(matrix_peak())
-        for contender in contenders:
-            rates[contender.name].append(_rate(contender, texts, sizes[contender.name], turn, seconds))
-    return {
-        "peak": float(np.median(peaks)),
-        "texts": {name: float(np.median(r)) for name, r in rates.items()},
-    }
+class Field:
+    """The contenders still running. One that fails is out, with its reason; the others go on."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Contender] = {}
+        self.failed: dict[str, str] = {}
+
+    def attempt(self, name: str, step: Callable[[], Result]) -> Result | None:
+        """The step's result; None, and the contender out, if it raises."""
+        try:
+            return step()
+        except Exception as error:  # other people's code: whatever it raises is the reason
+            self.running.pop(name, None)
+            self.failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            return None
+
+    def each(self, measurement: Callable[[str, Contender], Result]) -> dict[str, Result]:
+        """A measurement of everyone, one after the other; without those it fails for."""
+        results: dict[str, Result] = {}
+        for name, contender in list(self.running.items()):
+            result = self.attempt(name, partial(measurement, name, contender))
+            if result is not None:
+                results[name] = result
+        return results
+
+
+def throughput(field: Field, texts: Sequence[str], turns: int, seconds: float) -> dict[str, float]:
+    """Texts a second: in each turn every contender gets about `seconds`; the median turn counts."""
+    sizes = field.each(lambda _, contender: _batch_size(contender, texts, seconds))
+
+    def take_turn(turn: int) -> dict[str, float]:
+        return field.each(lambda name, contender: _rate(contender, texts, sizes[name], turn, seconds))
+
+    rates = [take_turn(turn) for turn in range(turns)]
+    return {name: float(np.median([rate[name] for rate in rates])) for name in field.running}
 
 
 def _batch_size(contender: Contender, texts: Sequence[str], seconds: float) -> int:
@@ -55,41 +80,58 @@ def _rate(contender: Contender, texts: Sequence[str], size: int, turn: int, seco
     return done / (time.perf_counter() - start)
 
 
-def latency(contender: Contender, seconds: float = 1.5) -> dict[str, float]:
+def latency(contender: Contender, seconds: float = 1.0) -> dict[str, float]:
     """Milliseconds of one query, the model warm."""
     contender.encode([QUERY])
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         times.append(1000 * _seconds(lambda: contender.encode([QUERY])))
     return {"p50": float(np.quantile(times, 0.5)), "p99": float(np.quantile(times, 0.99)), "runs": len(times)}
 
 
-def cost_by_length(contender: Contender, tokens_each: int, longest_seconds: float) -> dict[int, float]:
-    """Microseconds of processor time a token, over `tokens_each` tokens or one longer text at each length.
+def cost_by_length(
+    contender: Contender, tokens_each: int = 8192, longest_seconds: float = 8.0, rounds: int = 3
+) -> dict[int, list[float]]:
+    """Microseconds of processor time a token, one for each round, at each length.
 
-    Ends before one text would take `longest_seconds`.
+    Lengths take turns, so that what slows the machine down slows all of them. A length is read as often as
+    `tokens_each` allows, and once if it is longer; lengths that would take `longest_seconds` are left out.
     """
-    assert contender.hidden is not None
-    costs: dict[int, float] = {}
+    costs: dict[int, list[float]] = {}
     for length in LENGTHS:
-        tokens = [1 + i % 1000 for i in range(length)]
-        contender.hidden(tokens[:128])
-        runs = max(1, tokens_each // length)
-        seconds = sum(_processor_seconds(lambda t=tokens: contender.hidden(t)) for _ in range(runs)) / runs
-        costs[length] = 1e6 * seconds / length
-        following = next((n for n in LENGTHS if n > length), length)
-        growth = (
-            2 if len(costs) < 2 else costs[length] / min(costs.values())
-        )  # at least linear, at most seen so far
-        if seconds * following / length * max(1.0, min(growth, 4.0)) > longest_seconds:
+        if costs and _expected_seconds(costs, length) > longest_seconds:
             break
+        costs[length] = [_cost(contender, length, tokens_each)]
+    for _ in range(rounds - 1):
+        for length in costs:
+            costs[length].append(_cost(contender, length, tokens_each))
     return costs
+
+
+def _expected_seconds(costs: dict[int, list[float]], length: int) -> float:
+    """At the cost a token of the length before, growing as it grew so far: at worst with the length."""
+    before = max(costs)
+    growth = length / before if len(costs) < 2 else costs[before][0] / min(cost for (cost,) in costs.values())
+    return 1e-6 * costs[before][0] * length * min(max(growth, 1.0), length / before)
+
+
+def _cost(contender: Contender, length: int, tokens_each: int) -> float:
+    assert contender.hidden is not None
+    hidden = contender.hidden
+    tokens = [1 + i % 1000 for i in range(length)]
+    hidden(tokens[:128])
+    runs = max(1, tokens_each // length)
+    start = time.process_time()
+    for _ in range(runs):
+        hidden(tokens)
+    return 1e6 * (time.process_time() - start) / runs / length
 
 
 def memory_growth(contender: Contender, short: int = 1024, long: int = 131_072) -> float:
     """Megabytes of resident memory that a long text adds after a short one."""
     assert contender.hidden is not None
-    tokens = np.arange(long) % 1000
+    tokens = [1 + i % 1000 for i in range(long)]
     contender.hidden(tokens[:short])
     before = psutil.Process().memory_info().rss
     contender.hidden(tokens[:long])
@@ -134,9 +176,3 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _processor_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start

@@ -84,8 +84,8 @@ def table(questions: Iterable[Question], results: Mapping[str, list[str]]) -> st
         lines.append(f"| {subject.replace('-', ' ')} | " + " | ".join(row) + " |")
     totals = []
     for language in LANGUAGES:
-        found, there = map(sum, zip(*(row[language] for row in cells.values()), strict=True))
-        totals.append(f"**{found}/{there}**")
+        hits, wanted = map(sum, zip(*(row[language] for row in cells.values()), strict=True))
+        totals.append(f"**{hits}/{wanted}**")
     lines.append("| **all** | " + " | ".join(totals) + " |")
     return "\n".join(lines)
 

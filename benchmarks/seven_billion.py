@@ -9,13 +9,13 @@ of the real file.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +25,63 @@ from torch import Tensor
 from rwkv_embed.checkpoint import NewTensor, write_safetensors
 from rwkv_embed.models import load_model
 
-LAYERS, WIDTH, HEADS, FFN, VOCABULARY = 32, 4096, 64, 14336, 65536
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an RWKV-5.2."""
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    vocabulary: int
 
 
-def eagle_7b() -> Iterator[NewTensor]:
-    """The tensors of RWKV-v5-Eagle-World-7B, with random values."""
+EAGLE_7B = Shape(layers=32, width=4096, heads=64, ffn=14336, vocabulary=65536)
+MIXES = [f"att.time_mix_{letter}" for letter in "kvrg"] + [f"ffn.time_mix_{letter}" for letter in "kr"]
+
+
+def random_eagle(shape: Shape) -> Iterator[NewTensor]:
+    """The tensors of an RWKV-5.2 in bfloat16, with random values."""
+    width, ffn = shape.width, shape.ffn
     # One block of noise serves all: drawing 7.5 billion values would take longer than everything else.
-    noise = (torch.rand(FFN * WIDTH, generator=torch.Generator().manual_seed(0)) - 0.5).bfloat16()
+    noise = (torch.rand(ffn * width, generator=torch.Generator().manual_seed(0)) - 0.5).bfloat16()
 
-    def tensor(name: str, *shape: int, scale: float = 1.0, offset: float = 0.0) -> NewTensor:
+    def tensor(name: str, *size: int, scale: float = 1.0, offset: float = 0.0) -> NewTensor:
         def values() -> Tensor:
-            count = torch.Size(shape).numel()
+            count = torch.Size(size).numel()
             source = noise if count <= len(noise) else noise.repeat(-(-count // len(noise)))
-            scaled = source[:count].view(shape) * scale
+            scaled = source[:count].view(size) * scale
             return scaled + offset if offset else scaled
 
-        return NewTensor(name, "BF16", shape, values)
+        return NewTensor(name, "BF16", size, values)
 
     def norm(name: str) -> Iterator[NewTensor]:
-        yield tensor(f"{name}.weight", WIDTH, scale=0.1, offset=1.0)
-        yield tensor(f"{name}.bias", WIDTH, scale=0.1)
+        yield tensor(f"{name}.weight", width, scale=0.1, offset=1.0)
+        yield tensor(f"{name}.bias", width, scale=0.1)
 
-    yield tensor("emb.weight", VOCABULARY, WIDTH)
+    yield tensor("emb.weight", shape.vocabulary, width)
     yield from norm("blocks.0.ln0")
-    for layer in range(LAYERS):
+    for layer in range(shape.layers):
         block = f"blocks.{layer}."
         for name in ("ln1", "ln2", "att.ln_x"):
             yield from norm(block + name)
-        for name in (
-            "att.time_mix_k",
-            "att.time_mix_v",
-            "att.time_mix_r",
-            "att.time_mix_g",
-            "ffn.time_mix_k",
-            "ffn.time_mix_r",
-        ):
-            yield tensor(block + name, 1, 1, WIDTH, offset=0.5)
-        yield tensor(f"{block}att.time_decay", HEADS, WIDTH // HEADS, scale=4.0, offset=-4.0)
-        yield tensor(f"{block}att.time_faaaa", HEADS, WIDTH // HEADS)
+        for name in MIXES:
+            yield tensor(block + name, 1, 1, width, offset=0.5)
+        yield tensor(f"{block}att.time_decay", shape.heads, width // shape.heads, scale=4.0, offset=-4.0)
+        yield tensor(f"{block}att.time_faaaa", shape.heads, width // shape.heads)
         for name in ("att.receptance", "att.key", "att.value", "att.gate", "att.output", "ffn.receptance"):
-            yield tensor(f"{block}{name}.weight", WIDTH, WIDTH, scale=0.03)
-        yield tensor(f"{block}ffn.key.weight", FFN, WIDTH, scale=0.03)
-        yield tensor(f"{block}ffn.value.weight", WIDTH, FFN, scale=0.03)
+            yield tensor(f"{block}{name}.weight", width, width, scale=0.03)
+        yield tensor(f"{block}ffn.key.weight", ffn, width, scale=0.03)
+        yield tensor(f"{block}ffn.value.weight", width, ffn, scale=0.03)
     yield from norm("ln_out")
-    yield tensor("head.weight", VOCABULARY, WIDTH, scale=0.03)
+    yield tensor("head.weight", shape.vocabulary, width, scale=0.03)
 
 
 class MemoryWatch:
-    """Highest resident memory of this process, of its own and of mapped (reclaimable) pages, sampled 20
-    times a second.
+    """Highest resident memory of this process: all, its own, and mapped (reclaimable) pages of the file.
+
+    Sampled 20 times a second, on Linux.
     """
 
     def __init__(self) -> None:
@@ -99,7 +107,7 @@ def measure(path: Path, dtype: Any, tokens: int, generated: int) -> dict[str, An
     start = time.perf_counter()
     model = load_model(path, dtype=dtype)
     loaded = time.perf_counter()
-    text = torch.randint(1, VOCABULARY - 6, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = torch.randint(1, model.vocab_size - 6, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     hidden, states = model.hidden([text])
     read = time.perf_counter()
     logits, state = model.logits(hidden[0]), states[0]
@@ -133,20 +141,13 @@ def main() -> None:
         path = options.checkpoint or Path(folder) / "eagle-7b-shapes.safetensors"
         if not path.exists():
             start = time.perf_counter()
-            write_safetensors(path, eagle_7b())
+            write_safetensors(path, random_eagle(EAGLE_7B))
             seconds = time.perf_counter() - start
             print(f"wrote {path.stat().st_size / 1e9:.1f} GB in {seconds:.0f} s", file=sys.stderr)
         for dtype in options.dtypes:
             command = [sys.executable, "-m", "benchmarks.seven_billion", "--measure", str(path)]
-            command += [
-                "--dtypes",
-                dtype,
-                "--tokens",
-                str(options.tokens),
-                "--generated",
-                str(options.generated),
-            ]
-            subprocess.run(command, check=True, env=os.environ)
+            command += ["--dtypes", dtype, "--tokens", str(options.tokens)]
+            subprocess.run([*command, "--generated", str(options.generated)], check=True)
 
 
 if __name__ == "__main__":

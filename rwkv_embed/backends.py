@@ -10,27 +10,22 @@ Both speak NumPy: hidden states are float32 arrays, a state is a list of float32
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.config import ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.pooling import Head
+from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from rwkv_embed.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]
-Dtype = Literal["float32", "bfloat16", "int8"]
 State = Any  # a value of the back end's own; never changed in place
-
-
-class Tokenizer(Protocol):
-    def encode(self, text: str) -> list[int]: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,14 @@ def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
         and checkpoint.config.kind == "embedder"
         and checkpoint.packaging == "safetensors"
         and files.weights.is_file()
-        and all(entry.dtype != "BF16" for entry in checkpoint.tensors.values())  # NumPy has no bfloat16
+        and _numpy_can_read(checkpoint)
     )
+
+
+def _numpy_can_read(checkpoint: "Checkpoint") -> bool:
+    """Plain floats, but for the token table, which may be packed. NumPy has no bfloat16."""
+    plain = (entry for name, entry in checkpoint.tensors.items() if name != "emb.weight" or not entry.scale)
+    return all(entry.dtype in ("F16", "F32") for entry in plain)
 
 
 class FastBackend:
@@ -115,7 +116,6 @@ class FastBackend:
         from safetensors import safe_open
 
         from rwkv_embed.ops.fast import FastRWKV7
-        from rwkv_embed.tokenizer import load_tokenizer
 
         # Any: what `hidden` returns depends on its flags.
         self._model: Any = FastRWKV7.from_file(files.weights, threads=threads)
@@ -161,7 +161,7 @@ class TorchBackend:
         self.tokenizer: Tokenizer = self._model.tokenizer
         head = None
         if self._model.config.kind == "embedder":
-            head = Head.from_tensors(read_tensors(files.weights, "head.")[0])
+            head = Head.from_tensors({name: tensor.numpy() for name, tensor in self._model.heads.items()})
         self.info = _describe(files, self._model.config, head)
 
     def hidden(
@@ -185,15 +185,6 @@ class TorchBackend:
         state = self._model.zero_state()
         check_shapes(arrays, [tuple(tensor.shape) for tensor in state.tensors])
         return type(state)(state.config, [torch.from_numpy(array.copy()) for array in arrays])
-
-
-def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Floats], Mapping[str, Any]]:
-    """Tensors of a checkpoint whose official names start with `prefix`, as float32; and its plain values."""
-    from rwkv_embed.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
-    return {name: checkpoint.get(name).float().numpy() for name in names}, checkpoint.extras
 
 
 def check_shapes(arrays: Sequence[Floats], expected: Sequence[tuple[int, ...]]) -> None:

@@ -6,11 +6,12 @@ A `.safetensors` file is described without importing torch.
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkv_embed.backends import runs_fast
-from rwkv_embed.checkpoint import ITEM_SIZES, Checkpoint, NewTensor, open_checkpoint, write_safetensors
+from rwkv_embed.checkpoint import Checkpoint, NewTensor, Scale, open_checkpoint, write_safetensors
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import ModelFiles
@@ -88,7 +89,7 @@ def describe(path: str | Path) -> ModelInfo:
     config = checkpoint.config
     dtypes: dict[str, int] = {}
     for entry in checkpoint.tensors.values():
-        dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + _count(entry.shape)
+        dtypes[entry.stored_as] = dtypes.get(entry.stored_as, 0) + prod(entry.shape)
     return ModelInfo(
         path=str(path),
         packaging=checkpoint.packaging,
@@ -96,8 +97,8 @@ def describe(path: str | Path) -> ModelInfo:
         generation=_GENERATIONS[config.version],
         config=config,
         parameters=sum(dtypes.values()),
-        stored_bytes=sum(ITEM_SIZES[dtype] * count for dtype, count in dtypes.items()),
-        state_bytes=4 * config.n_layer * sum(_count(shape) for shape in config.state_shapes),
+        stored_bytes=sum(entry.nbytes for entry in checkpoint.tensors.values()),
+        state_bytes=4 * config.n_layer * sum(map(prod, config.state_shapes)),
         dtypes=dtypes,
         tokenizer=(
             "none: it reads states"
@@ -134,7 +135,7 @@ def engine(files: ModelFiles) -> Engine:
     stored = {entry.dtype for entry in matrices.values()}
     precision = ", ".join(_PRECISIONS.get(dtype, dtype) for dtype in sorted(stored))
     if not runs_fast(files, checkpoint):
-        sizes = sum(_count(checkpoint.shape(name)) for name in matrices)
+        sizes = sum(prod(checkpoint.shape(name)) for name in matrices)
         return Engine("torch", precision, 2 * sizes)
     from rwkv_embed.ops.fast import FastRWKV7
 
@@ -159,9 +160,9 @@ def convert(
 ) -> ModelInfo:
     """Write a checkpoint as one `.safetensors` file with official names; returns its description.
 
-    `dtype` None keeps every tensor as stored. int8 packs the big matrices and the token table with a scale
-    per row and stores the rest as float16; otherwise every tensor gets the type. One tensor at a time is in
-    memory. The target appears only when it is complete, and is never overwritten.
+    `dtype` None keeps every tensor as stored, packed ones packed. int8 packs the big matrices and the token
+    table with a scale per row and stores the rest as float16; otherwise every tensor is unpacked to the type.
+    One tensor at a time is in memory. The target appears only when it is complete, and is never overwritten.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -174,14 +175,14 @@ def convert(
         raise CheckpointError(f"dtype is {dtype!r}, expected one of {', '.join(_SAFETENSORS_DTYPES)}")
     checkpoint = open_checkpoint(source)
     planned = _planned(checkpoint, dtype)
-    total = sum(ITEM_SIZES[tensor.dtype] * _count(tensor.shape) for tensor in planned)
+    total = sum(tensor.nbytes for tensor in planned)
     done = 0
 
     def reported(tensor: NewTensor) -> NewTensor:
         def values() -> "Tensor":
             nonlocal done
             result = tensor.values()
-            done += ITEM_SIZES[tensor.dtype] * _count(tensor.shape)
+            done += tensor.nbytes
             if progress is not None:
                 progress(done, total)
             return result
@@ -209,13 +210,6 @@ def sha256(path: str | Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
-
-
 def _planned(checkpoint: Checkpoint, dtype: ConvertDtype | None) -> list[NewTensor]:
     prefix = {"embedder": "rwkv.", "reranker": "reranker."}.get(checkpoint.config.kind, "")
     planned: list[NewTensor] = []
@@ -229,14 +223,15 @@ def _planned(checkpoint: Checkpoint, dtype: ConvertDtype | None) -> list[NewTens
 def _new_tensors(
     checkpoint: Checkpoint, name: str, new_name: str, dtype: ConvertDtype | None
 ) -> list[NewTensor]:
-    """One tensor as planned: plain, or packed as two when it is (or becomes) an int8 matrix."""
+    """One tensor as planned: plain, or the two of a packed matrix."""
     entry = checkpoint.tensors[name]
+    if dtype is None and entry.scale is not None:
+        return _kept_packed(checkpoint, name, new_name, entry.scale)
     big = len(entry.shape) == 2 and name.endswith(".weight") and not name.startswith(("head.0", "head.2"))
-    packed = entry.scale is not None and dtype in (None, "int8")
-    if packed or (dtype == "int8" and big):
+    if dtype == "int8" and big:
         return [
-            NewTensor(f"{new_name}.int8", "I8", entry.shape, lambda: _packed(checkpoint, name)[0]),
-            NewTensor(f"{new_name}.scale", "F32", (entry.shape[0], 1), lambda: _packed(checkpoint, name)[1]),
+            NewTensor(f"{new_name}.int8", "I8", entry.shape, lambda: _int8(checkpoint, name)[0]),
+            NewTensor(f"{new_name}.scale", "F32", (entry.shape[0], 1), lambda: _int8(checkpoint, name)[1]),
         ]
     stored = "float16" if dtype == "int8" else dtype
     new_dtype = entry.dtype if stored is None else _SAFETENSORS_DTYPES[stored]
@@ -244,11 +239,25 @@ def _new_tensors(
     return [NewTensor(new_name, new_dtype, shape, lambda: _cast(checkpoint.get(name), new_dtype))]
 
 
-def _packed(checkpoint: Checkpoint, name: str) -> "tuple[Tensor, Tensor]":
+def _kept_packed(checkpoint: Checkpoint, name: str, new_name: str, scale: Scale) -> list[NewTensor]:
+    stored = checkpoint.tensors[name].file.tensors
+
+    def part(index: int) -> "Tensor":
+        packed = checkpoint.get_packed(name, scale.packing)
+        assert packed is not None
+        return packed[index]
+
+    values = stored[checkpoint.tensors[name].source.name]
+    return [
+        NewTensor(f"{new_name}.{scale.packing}", values.dtype, values.shape, lambda: part(0)),
+        NewTensor(f"{new_name}.scale", stored[scale.name].dtype, scale.shape, lambda: part(1)),
+    ]
+
+
+def _int8(checkpoint: Checkpoint, name: str) -> "tuple[Tensor, Tensor]":
     from rwkv_embed.models.weights import quantize_rows
 
-    stored = checkpoint.get_packed(name)
-    values, scale = quantize_rows(checkpoint.get(name)) if stored is None else stored
+    values, scale = checkpoint.get_packed(name, "int8") or quantize_rows(checkpoint.get(name))
     return values, scale.float()
 
 

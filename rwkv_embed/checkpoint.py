@@ -3,13 +3,13 @@
 Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
 index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official names (layout.py).
 
-A matrix may be stored packed: `X.int8` (rows, columns) with `X.scale` (rows, 1), X is their product; or in
-four bits, `X.int4` with `X.scale`, see packing.py.
+A matrix X may be stored packed, as `X.int8` or `X.int4` with `X.scale`: see packing.py.
 
 Importing this module does not import torch, and a `.safetensors` file can be described without it.
 """
 
 import json
+import math
 import os
 import struct
 import zipfile
@@ -31,14 +31,15 @@ from rwkv_embed.layout import (
     official_names,
     problems,
 )
-from rwkv_embed.packing import GROUP, unpack_int4
+from rwkv_embed.packing import PACKINGS, Packing, packed_shapes, unpack_int4
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Names of safetensors: bytes per value. Only F64..BF16 hold weights; I8 and U8 are halves of packed matrices.
+# Names of safetensors: bytes per value. Only F64..BF16 hold weights; integers are those of packed matrices.
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I64": 8, "I32": 4}
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+_PACKED_DTYPES = {"int8": ("I8",), "int4": ("U8",)}
 # After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
 # (to another type) never has much more than this of its file in memory.
 _RELEASE_AFTER_BYTES = 256 << 20
@@ -52,6 +53,10 @@ class TensorInfo(NamedTuple):
 
     dtype: str
     shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM_SIZES[self.dtype] * math.prod(self.shape)
 
 
 class TensorFile(Protocol):
@@ -197,15 +202,35 @@ def _not_a_zip(path: Path) -> str:
     return "not a PyTorch checkpoint; expected a zip archive with tensors"
 
 
+class Scale(NamedTuple):
+    """The scales of a packed matrix: how it is packed, their tensor in the same file, their shape."""
+
+    packing: Packing
+    name: str
+    shape: Shape
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one official tensor lies: a file, a source in it, and the scales of a packed matrix."""
+    """Where one official tensor lies: a file and a source in it. `shape` is the tensor's, unpacked."""
 
     file: TensorFile
     source: Source
     dtype: str
     shape: Shape
-    scale: str | None = None
+    scale: Scale | None = None  # of a packed matrix
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype; of a four-bit matrix I4, whatever type holds the pairs."""
+        return "I4" if self.scale and self.scale.packing == "int4" else self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, with the scales."""
+        stored = self.file.tensors[self.source.name]
+        parts = 1 if self.source.index is None else stored.shape[0]
+        return stored.nbytes // parts + (self.file.tensors[self.scale.name].nbytes if self.scale else 0)
 
 
 class Checkpoint:
@@ -243,30 +268,23 @@ class Checkpoint:
 
     def get(self, name: str) -> "Tensor":
         """A tensor in its stored dtype and official shape, unpacked; CheckpointError on NaN or infinity."""
-        packed = self.get_packed(name)
-        if packed is not None:
+        if packed := self.get_packed(name, "int8"):
+            values, scale = packed
+            return values.float() * scale.float()
+        if packed := self.get_packed(name, "int4"):
             import torch
 
             values, scale = packed
-            return values.to(torch.float32) * scale.to(torch.float32)
-        if self.tensors[name].scale is not None:
-            return self._unpacked_int4(name)
+            return torch.from_numpy(unpack_int4(values.numpy(), scale.float().numpy()))
         return self._checked(name, self._stored(name).reshape(self._shapes[name]))
 
-    def get_packed(self, name: str) -> "tuple[Tensor, Tensor] | None":
-        """The int8 values and row scales (rows, 1) of a packed matrix; None when it is stored plainly."""
+    def get_packed(self, name: str, packing: Packing) -> "tuple[Tensor, Tensor] | None":
+        """Values and scales of a matrix packed so; None when it is stored otherwise."""
         entry = self.tensors[name]
-        if entry.scale is None or entry.dtype != "I8":
+        if entry.scale is None or entry.scale.packing != packing:
             return None
-        scale = entry.file.get(entry.scale).reshape(-1, 1)
+        scale = entry.file.get(entry.scale.name).reshape(entry.scale.shape)
         return self._stored(name), self._checked(name, scale)
-
-    def _unpacked_int4(self, name: str) -> "Tensor":
-        import torch
-
-        entry = self.tensors[name]
-        scale = self._checked(name, entry.file.get(entry.scale or ""))
-        return torch.from_numpy(unpack_int4(self._stored(name).numpy(), scale.numpy()))
 
     def _stored(self, name: str) -> "Tensor":
         entry = self.tensors[name]
@@ -302,27 +320,24 @@ class Checkpoint:
         sources.pop("reranker_layer_idx", None)
         entries: dict[str, Entry] = {}
         for name, source in sources.items():
+            matrix, _, ending = name.rpartition(".")
             file = where[source.name]
             info = file.tensors[source.name]
-            packings = [f"{name.removesuffix('.scale')}.{packing}" for packing in ("int8", "int4")]
-            if name.endswith(".scale") and any(packed in sources for packed in packings):
+            if ending == "scale" and any(f"{matrix}.{packing}" in sources for packing in PACKINGS):
                 continue
-            scale, shape = None, source.shape(info.shape)
-            if name.endswith(".int4"):
-                name = name.removesuffix(".int4")
-                scale = f"{source.name.removesuffix('.int4')}.scale"
-                rows, columns = info.shape[0], info.shape[-1] * 2
-                shape, wanted = (rows, columns), (rows, columns // GROUP)
-                if scale not in where or where[scale].tensors[scale].shape != wanted:
-                    self._refuse([f"{name}.int4 {info.shape} needs {name}.scale of shape {wanted}"])
-            if name.endswith(".int8"):
-                name = name.removesuffix(".int8")
-                scale = f"{source.name.removesuffix('.int8')}.scale"
-                rows = (*info.shape[:1], 1)
-                if scale not in where or where[scale].tensors[scale].shape not in (rows, rows[:1]):
-                    self._refuse([f"{name}.int8 {info.shape} needs {name}.scale of shape {rows}"])
-            entries[name] = Entry(where[source.name], source, info.dtype, shape, scale)
+            packing = next((packing for packing in PACKINGS if ending == packing), None)
+            if packing is None:
+                entries[name] = Entry(file, source, info.dtype, source.shape(info.shape))
+            else:
+                entries[matrix] = self._packed_entry(matrix, packing, file, source)
         return entries
+
+    def _packed_entry(self, name: str, packing: Packing, file: TensorFile, source: Source) -> Entry:
+        info = file.tensors[source.name]
+        scale = f"{source.name.removesuffix(packing)}scale"
+        found = file.tensors[scale].shape if scale in file.tensors else None
+        shape, scale_shape = self._named(lambda: packed_shapes(name, packing, info.shape, found))
+        return Entry(file, source, info.dtype, shape, Scale(packing, scale, scale_shape))
 
     def _tie_head(self) -> None:
         if self.hf_config.get("tie_word_embeddings") and "head.weight" not in self.tensors:
@@ -338,11 +353,19 @@ class Checkpoint:
         return replace(config, norm_eps=norm_eps, ln_x_eps=1e-5 * divisor**2)
 
     def _dtype_problems(self) -> list[str]:
-        return [
-            f"{name} is stored as {entry.dtype}, expected one of {', '.join(_WEIGHT_DTYPES)}"
-            for name, entry in self.tensors.items()
-            if entry.dtype not in (("I8", "U8") if entry.scale else _WEIGHT_DTYPES)
-        ]
+        found: list[str] = []
+
+        def check(name: str, dtype: str, expected: tuple[str, ...]) -> None:
+            if dtype not in expected:
+                found.append(f"{name} is stored as {dtype}, expected one of {', '.join(expected)}")
+
+        for name, entry in self.tensors.items():
+            if entry.scale is None:
+                check(name, entry.dtype, _WEIGHT_DTYPES)
+            else:
+                check(f"{name}.{entry.scale.packing}", entry.dtype, _PACKED_DTYPES[entry.scale.packing])
+                check(f"{name}.scale", entry.file.tensors[entry.scale.name].dtype, _WEIGHT_DTYPES)
+        return found
 
     def _refuse(self, found: list[str]) -> None:
         if found:
@@ -447,6 +470,10 @@ class NewTensor(NamedTuple):
     shape: Shape
     values: "Callable[[], Tensor]"
 
+    @property
+    def nbytes(self) -> int:
+        return TensorInfo(self.dtype, self.shape).nbytes
+
 
 def write_safetensors(
     path: Path, tensors: Iterable[NewTensor], metadata: Mapping[str, str] | None = None
@@ -460,9 +487,7 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     offset = 0
     for tensor in planned:
-        size = ITEM_SIZES[tensor.dtype]
-        for length in tensor.shape:
-            size *= length
+        size = tensor.nbytes
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -496,11 +521,11 @@ def _write_values(file: Any, tensor: NewTensor) -> None:
 
 
 __all__ = [
-    "ITEM_SIZES",
     "Checkpoint",
     "Entry",
     "Layout",
     "NewTensor",
+    "Scale",
     "TensorInfo",
     "open_checkpoint",
     "write_safetensors",

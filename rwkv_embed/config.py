@@ -5,6 +5,7 @@ from typing import Literal
 
 Version = Literal["4", "5.0", "5.1", "5.2", "6", "7"]
 Kind = Literal["language-model", "embedder", "reranker"]
+Dtype = Literal["float32", "bfloat16", "int8"]  # how the big matrices are kept in memory
 
 
 @dataclass(frozen=True, slots=True)

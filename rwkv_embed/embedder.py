@@ -23,12 +23,14 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.backends import Backend, Dtype, Tokenizer, open_backend
+from rwkv_embed.backends import Backend, open_backend
+from rwkv_embed.config import Dtype
 from rwkv_embed.hub import resolve
 from rwkv_embed.pooling import SUMMARY_PROMPT, Pooling, state_dim, state_vector
 from rwkv_embed.quantize import Int8Ranges, Precision, check_precision, quantize, truncate
 from rwkv_embed.reading import Reading, go_on
 from rwkv_embed.stream import EmbeddingStream
+from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.whitening import Whitening
 
 Floats = NDArray[np.float32]

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed import reading
-from rwkv_embed.backends import read_tensors
 from rwkv_embed.errors import CheckpointError, StateError
+from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.reading import Reading, go_on
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ Floats = NDArray[np.float32]
 BATCH = 32  # passages scored at once
 PASSAGE_TEMPLATE = "Instruct: Given a query, retrieve documents that answer the query\nDocument: {passage}\n"
 QUERY_TEMPLATE = "Query: {query}"
-LN_EPS = 1e-5
-LN_X_EPS = 64e-5  # RWKV-7's group norm: 1e-5 x 8^2
+HEAD = ("head.0.weight", "head.0.bias", "head.2.weight")  # what turns the hidden state into a score
 
 
 class StateReranker:
@@ -70,8 +69,11 @@ class StateReranker:
     @classmethod
     def load(cls, embedder: "Embedder", path: str | Path) -> "StateReranker":
         """Read a reranker checkpoint (.pth or .safetensors)."""
-        tensors, extras = read_tensors(Path(path))
-        layers = extras.get("reranker_layer_idx")
+        from rwkv_embed.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(path)
+        tensors = {name: checkpoint.get(name).float().numpy() for name in checkpoint.tensors}
+        layers = checkpoint.extras.get("reranker_layer_idx")
         return cls(embedder, tensors, None if layers is None else [int(layer) for layer in np.ravel(layers)])
 
     def score(self, query: str, passages: Sequence[str]) -> Floats:
@@ -128,74 +130,26 @@ class StateReranker:
 
 
 class StateScorer:
-    """The reranker itself: RWKV-7 blocks that read one learnt token, each from the state of one layer.
-
-    There is one token and nothing before it, so token shift sees zeros: `x + (0 - x) * mix`. Float32.
-    """
+    """The reranker itself: RWKV-7 blocks that read one learnt token, each from the state of one layer."""
 
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        self._tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-        try:
-            self.n_head, self.head_size = self._tensors["blocks.0.att.r_k"].shape
-            self._token = self._tensors["emb.weight"].reshape(-1)  # (C,)
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"not a reranker checkpoint: {error} is missing or misshapen") from error
-        self.n_layer = 1 + max(
-            int(name.split(".")[1]) for name in self._tensors if name.startswith("blocks.")
-        )
+        missing = [name for name in HEAD if name not in tensors]
+        if missing:
+            raise CheckpointError(f"not a reranker checkpoint: {', '.join(missing)} missing")
+        self._model = FastRWKV7(tensors)
+        self._weight, self._bias, self._out = (np.asarray(tensors[name], np.float32) for name in HEAD)
+        config = self._model.config
+        self.n_layer, self.n_head, self.head_size = config.n_layer, config.n_head, config.head_size
 
     def __call__(self, states: Floats) -> Floats:
         """WKV states (layers, B, H, N, N) -> logits (B,)."""
-        z = self._tensors
-        x = np.tile(self._token, (states.shape[1], 1))  # (B, C)
-        x = _layer_norm(x, z["blocks.0.ln0.weight"], z["blocks.0.ln0.bias"])
-        v_first: Floats | None = None
-        for layer, state in enumerate(states):
-            block = f"blocks.{layer}."
-            normed = _layer_norm(x, z[block + "ln1.weight"], z[block + "ln1.bias"])
-            mixed, v = self._time_mixing(block + "att.", normed, state, v_first)
-            v_first = v if v_first is None else v_first
-            x = x + mixed
-            normed = _layer_norm(x, z[block + "ln2.weight"], z[block + "ln2.bias"])
-            x = x + self._channel_mixing(block + "ffn.", normed)
-        x = _layer_norm(x, z["ln_out.weight"], z["ln_out.bias"])
-        inner = np.tanh(x @ z["head.0.weight"].T + z["head.0.bias"])
-        return cast(Floats, (inner @ z["head.2.weight"].T)[:, 0])
-
-    def _time_mixing(
-        self, name: str, x: Floats, state: Floats, v_first: Floats | None
-    ) -> tuple[Floats, Floats]:
-        """x (B, C), state (B, H, N, N) as [value, key] -> what is added to x, this layer's v: (B, C)."""
-        z = {key.removeprefix(name): tensor for key, tensor in self._tensors.items() if key.startswith(name)}
-        H, N = self.n_head, self.head_size
-        xr, xw, xk, xv, xa, xg = (x - x * z[f"x_{letter}"].reshape(-1) for letter in "rwkvag")
-        r, k, v = xr @ z["receptance.weight"].T, xk @ z["key.weight"].T, xv @ z["value.weight"].T
-        decay = _sigmoid(z["w0"].reshape(-1) + np.tanh(xw @ z["w1"]) @ z["w2"])
-        w = np.exp(np.float32(-np.exp(-0.5)) * decay)  # = exp(-exp(-softplus(-…) - 0.5))
-        if v_first is not None:
-            v = v + (v_first - v) * _sigmoid(z["v0"].reshape(-1) + xv @ z["v1"] @ z["v2"])
-        a = _sigmoid(z["a0"].reshape(-1) + xa @ z["a1"] @ z["a2"])
-        g = _sigmoid(xg @ z["g1"]) @ z["g2"]
-        kk = (k * z["k_k"].reshape(-1)).reshape(-1, H, N)
-        kk = kk / np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
-        k = k * (1 + (a - 1) * z["k_a"].reshape(-1))
-
-        r, w, k, v_heads, a = (each.reshape(-1, H, N) for each in (r, w, k, v, a))
-        removed = np.einsum("bhij,bhj->bhi", state, -kk)
-        state = state * w[:, :, None, :] + removed[..., None] * (kk * a)[:, :, None, :]
-        state = state + v_heads[..., None] * k[:, :, None, :]
-        out = np.einsum("bhij,bhj->bhi", state, r)
-
-        out = out - out.mean(axis=-1, keepdims=True)
-        out = out / np.sqrt((out**2).mean(axis=-1, keepdims=True) + LN_X_EPS)
-        out = out.reshape(-1, H * N) * z["ln_x.weight"] + z["ln_x.bias"]
-        bonus = (r * k * z["r_k"]).sum(axis=-1, keepdims=True) * v_heads
-        return (out + bonus.reshape(-1, H * N)) * g @ z["output.weight"].T, v
-
-    def _channel_mixing(self, name: str, x: Floats) -> Floats:
-        z = self._tensors
-        k = np.maximum((x - x * z[name + "x_k"].reshape(-1)) @ z[name + "key.weight"].T, 0) ** 2
-        return cast(Floats, k @ z[name + "value.weight"].T)
+        batch = states.shape[1]
+        starts = [self._model.zero_state() for _ in range(batch)]
+        for row, start in enumerate(starts):
+            start[1::3] = states[:, row]
+        hidden = self._model.hidden([[0]] * batch, starts, return_states=False)[0]
+        inner = np.tanh(hidden @ self._weight.T + self._bias)
+        return cast(Floats, (inner @ self._out.T)[:, 0])
 
 
 class LikelihoodReranker:
@@ -262,12 +216,3 @@ def log_probabilities(logits: "Tensor", tokens: Sequence[int]) -> "Tensor":
 
     rows = torch.log_softmax(logits.double(), dim=-1)
     return rows[torch.arange(len(tokens)), torch.tensor(tokens)]
-
-
-def _layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return cast(Floats, centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LN_EPS) * weight + bias)
-
-
-def _sigmoid(x: NDArray[Any]) -> Floats:
-    return cast(Floats, 1 / (1 + np.exp(-x)))

@@ -1,18 +1,17 @@
 """RWKV models of every generation, behind one function: `load_model(path)`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from rwkv_embed.config import Dtype
 
 if TYPE_CHECKING:
     from rwkv_embed.models.base import Model
-    from rwkv_embed.models.weights import Dtype
 
 __all__ = ["load_model"]
 
-_DTYPES = ("float32", "bfloat16", "int8")
 
-
-def load_model(path: str | Path, dtype: "Dtype" = "float32", tokenizer: str | Path | None = None) -> "Model":
+def load_model(path: str | Path, dtype: Dtype = "float32", tokenizer: str | Path | None = None) -> "Model":
     """Load any RWKV checkpoint: a .pth or .safetensors file, a shard index, or a Hugging Face folder.
 
     `dtype` is how the big matrices are kept in memory: float32 (exact), bfloat16 (half the memory), int8 with
@@ -24,8 +23,8 @@ def load_model(path: str | Path, dtype: "Dtype" = "float32", tokenizer: str | Pa
 
     Raises ModelNotFound, or CheckpointError naming everything that is wrong with the file.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
     from rwkv_embed.checkpoint import open_checkpoint
     from rwkv_embed.models.rwkv4 import RWKV4
     from rwkv_embed.models.rwkv5 import RWKV5

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkv_embed.checkpoint import Checkpoint
-from rwkv_embed.config import ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError, TokenizerError
-from rwkv_embed.models.weights import Dtype, Matrix, load_matrix, load_token_table
+from rwkv_embed.models.weights import Matrix, load_matrix, load_token_table
 from rwkv_embed.ops import chunked, reference
 from rwkv_embed.state import State, check_state, stack, unstack
 from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
@@ -46,13 +46,14 @@ class Layer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Window:
     """The tokens being read: `lengths` (B,) of them are real in each row of T."""
 
     lengths: Tensor
     size: int
     ops: ModuleType  # ops.reference or ops.chunked
+    v_first: Tensor | None = None  # RWKV-7: the first layer's values of these tokens (B, T, A)
 
     @cached_property
     def padded(self) -> Tensor | None:
@@ -237,8 +238,27 @@ class Model(ABC):
         """Turn stored vectors into what the formulas use (a decay, say), once, at loading."""
 
     @abstractmethod
+    def time_mixing(
+        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (B, T, C) and the block's state but for its last tensor -> what is added to x, the new state."""
+
+    @abstractmethod
+    def channel_mixing(self, layer: Layer, x: Tensor, shift: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """x (B, T, C) and the previous token's (B, C) -> what the block adds to x, and the new shift."""
+
     def forward_layers(self, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
         """x (B, T, C) after ln0 through every block; the state tensors given are not changed."""
+        new: list[Tensor] = []
+        size = len(self.config.state_shapes)
+        for layer in self.layers:
+            *attention, shift = state[layer.index * size : (layer.index + 1) * size]
+            added, attention = self.time_mixing(layer, x, attention, window)
+            x = x + added
+            added, shift = self.channel_mixing(layer, x, shift, window)
+            x = x + added
+            new += [*attention, shift]
+        return x, new
 
 
 def group_norm(x: Tensor, n_head: int, layer: Layer, eps: float) -> Tensor:

@@ -10,7 +10,20 @@ from torch import Tensor
 from rwkv_embed.models.base import Layer, Model, Window
 
 
-class RWKV4(Model):
+class GatedChannelMixing(Model):
+    """Channel mixing of RWKV-4 and 5: squared ReLU, gated by a receptance."""
+
+    def channel_mixing(self, layer: Layer, x: Tensor, shift: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """x (B, T, C) and the previous token's (B, C) -> what the block adds to x, and the new shift."""
+        m, p = layer.matrices, layer.vectors
+        x = layer.norm("ln2", x, self.config.norm_eps)
+        previous = window.shift(x, shift)
+        k = torch.relu(m["ffn.key"](torch.lerp(previous, x, p["ffn.time_mix_k"]))) ** 2
+        r = torch.sigmoid(m["ffn.receptance"](torch.lerp(previous, x, p["ffn.time_mix_r"])))
+        return r * m["ffn.value"](k), window.last(x)
+
+
+class RWKV4(GatedChannelMixing):
     versions = ("4",)
 
     def prepare(self, layer: Layer) -> None:
@@ -30,29 +43,3 @@ class RWKV4(Model):
             k, v, p["att.time_decay"], p["att.time_first"], (state[1], state[2], state[3]), window.lengths
         )
         return m["att.output"](r * y), [window.last(x), aa, bb, pp]
-
-    def channel_mixing(self, layer: Layer, x: Tensor, shift: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) and the previous token's (B, C) -> what the block adds to x, and the new shift."""
-        return gated_channel_mixing(layer, x, shift, window, self.config.norm_eps)
-
-    def forward_layers(self, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
-        new: list[Tensor] = []
-        for layer, start in zip(self.layers, range(0, len(state), 5), strict=True):
-            attended, changed = self.time_mixing(layer, x, state[start : start + 4], window)
-            x = x + attended
-            mixed, shift = self.channel_mixing(layer, x, state[start + 4], window)
-            x = x + mixed
-            new += [*changed, shift]
-        return x, new
-
-
-def gated_channel_mixing(
-    layer: Layer, x: Tensor, shift: Tensor, window: Window, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Channel mixing of RWKV-4 and 5: squared ReLU, gated by a receptance."""
-    m, p = layer.matrices, layer.vectors
-    x = layer.norm("ln2", x, eps)
-    previous = window.shift(x, shift)
-    k = torch.relu(m["ffn.key"](torch.lerp(previous, x, p["ffn.time_mix_k"]))) ** 2
-    r = torch.sigmoid(m["ffn.receptance"](torch.lerp(previous, x, p["ffn.time_mix_r"])))
-    return r * m["ffn.value"](k), window.last(x)

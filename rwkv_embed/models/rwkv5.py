@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_embed.models.base import Layer, Model, Window, group_norm
-from rwkv_embed.models.rwkv4 import gated_channel_mixing
+from rwkv_embed.models.base import Layer, Window, group_norm
+from rwkv_embed.models.rwkv4 import GatedChannelMixing
 
 
-class RWKV5(Model):
+class RWKV5(GatedChannelMixing):
     versions = ("5.0", "5.1", "5.2")
 
     def prepare(self, layer: Layer) -> None:
@@ -38,20 +38,6 @@ class RWKV5(Model):
         if "att.gate" in m:
             y = y * F.silu(m["att.gate"](torch.lerp(previous, x, p["att.time_mix_g"])))
         return m["att.output"](y), [window.last(x), wkv]
-
-    def channel_mixing(self, layer: Layer, x: Tensor, shift: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) and the previous token's (B, C) -> what the block adds to x, and the new shift."""
-        return gated_channel_mixing(layer, x, shift, window, self.config.norm_eps)
-
-    def forward_layers(self, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
-        new: list[Tensor] = []
-        for layer, start in zip(self.layers, range(0, len(state), 3), strict=True):
-            attended, changed = self.time_mixing(layer, x, state[start : start + 2], window)
-            x = x + attended
-            mixed, shift = self.channel_mixing(layer, x, state[start + 2], window)
-            x = x + mixed
-            new += [*changed, shift]
-        return x, new
 
 
 def bonus(vectors: dict[str, Tensor]) -> Tensor:

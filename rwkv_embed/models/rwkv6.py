@@ -50,13 +50,3 @@ class RWKV6(Model):
         k = torch.relu(m["ffn.key"](x + delta * p["ffn.time_maa_k"])) ** 2
         r = torch.sigmoid(m["ffn.receptance"](x + delta * p["ffn.time_maa_r"]))
         return r * m["ffn.value"](k), window.last(x)
-
-    def forward_layers(self, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
-        new: list[Tensor] = []
-        for layer, start in zip(self.layers, range(0, len(state), 3), strict=True):
-            attended, changed = self.time_mixing(layer, x, state[start : start + 2], window)
-            x = x + attended
-            mixed, shift = self.channel_mixing(layer, x, state[start + 2], window)
-            x = x + mixed
-            new += [*changed, shift]
-        return x, new

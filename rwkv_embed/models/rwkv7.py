@@ -19,9 +19,9 @@ class RWKV7(Model):
     versions = ("7",)
 
     def time_mixing(
-        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window, v_first: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """x (B, T, C) and [shift, wkv] -> what the block adds to x, the two new state tensors, v_first."""
+        self, layer: Layer, x: Tensor, state: list[Tensor], window: Window
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (B, T, C) and [shift, wkv] -> what the block adds to x, and the two new state tensors."""
         m, p = layer.matrices, layer.vectors
         x = layer.norm("ln1", x, self.config.norm_eps)
         delta = window.shift(x, state[0]) - x
@@ -34,10 +34,10 @@ class RWKV7(Model):
         v = m["att.value"](xv)
         a = torch.sigmoid(p["att.a0"] + xa @ p["att.a1"] @ p["att.a2"])
         g = torch.sigmoid(xg @ p["att.g1"]) @ p["att.g2"]
-        if v_first is None:
-            v_first = v
-        else:
-            v = torch.lerp(v, v_first, torch.sigmoid(p["att.v0"] + xv @ p["att.v1"] @ p["att.v2"]))
+        if layer.index == 0:
+            window.v_first = v
+        elif window.v_first is not None:
+            v = torch.lerp(v, window.v_first, torch.sigmoid(p["att.v0"] + xv @ p["att.v1"] @ p["att.v2"]))
         kk = window.real(F.normalize((k * p["att.k_k"]).view(heads), dim=-1).flatten(2))
         k = window.real(k * (1 + (a - 1) * p["att.k_a"]))
 
@@ -46,7 +46,7 @@ class RWKV7(Model):
         )
         y = group_norm(y.flatten(2), self.config.n_head, layer, self.config.ln_x_eps)
         own = (r.view(heads) * k.view(heads) * p["att.r_k"]).sum(-1, keepdim=True) * v.view(heads)
-        return m["att.output"]((y + own.flatten(2)) * g), [window.last(x), wkv], v_first
+        return m["att.output"]((y + own.flatten(2)) * g), [window.last(x), wkv]
 
     def channel_mixing(self, layer: Layer, x: Tensor, shift: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """x (B, T, C) and the previous token's (B, C) -> what the block adds to x, and the new shift."""
@@ -55,14 +55,3 @@ class RWKV7(Model):
         delta = window.shift(x, shift) - x
         k = torch.relu(m["ffn.key"](x + delta * p["ffn.x_k"])) ** 2
         return m["ffn.value"](k), window.last(x)
-
-    def forward_layers(self, x: Tensor, state: list[Tensor], window: Window) -> tuple[Tensor, list[Tensor]]:
-        new: list[Tensor] = []
-        v_first: Tensor | None = None
-        for layer, start in zip(self.layers, range(0, len(state), 3), strict=True):
-            attended, changed, v_first = self.time_mixing(layer, x, state[start : start + 2], window, v_first)
-            x = x + attended
-            mixed, shift = self.channel_mixing(layer, x, state[start + 2], window)
-            x = x + mixed
-            new += [*changed, shift]
-        return x, new

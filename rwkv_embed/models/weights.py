@@ -6,15 +6,14 @@ is used: the block stays in the cache, and a 7B model never has more than a few 
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rwkv_embed.checkpoint import Checkpoint
+from rwkv_embed.config import Dtype
 
-Dtype = Literal["float32", "bfloat16", "int8"]
 # Rows are widened in blocks of about this many float32 values (4 MB).
 _BLOCK_VALUES = 1 << 20
 
@@ -72,7 +71,7 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def load_matrix(checkpoint: Checkpoint, name: str, dtype: Dtype) -> Matrix:
     """A matrix of the checkpoint in the precision asked for; what is already so stored is not copied."""
-    packed = checkpoint.get_packed(name)
+    packed = checkpoint.get_packed(name, "int8")
     if packed is not None and dtype == "int8":
         return Matrix(packed[0], packed[1].float().flatten())
     values = checkpoint.get(name)
@@ -83,5 +82,5 @@ def load_matrix(checkpoint: Checkpoint, name: str, dtype: Dtype) -> Matrix:
 
 
 def load_token_table(checkpoint: Checkpoint) -> TokenTable:
-    packed = checkpoint.get_packed("emb.weight")
+    packed = checkpoint.get_packed("emb.weight", "int8")
     return TokenTable(checkpoint.get("emb.weight")) if packed is None else TokenTable(*packed)

@@ -10,14 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from rwkv_embed.backends import FastBackend, TorchBackend
+from rwkv_embed.catalogue import convert
 from rwkv_embed.embedder import Embedder
 from rwkv_embed.errors import CheckpointError, StateError
 from rwkv_embed.rerank import StateReranker
 from tests.embedder.numpy_rwkv import NumpyBackend
 from tests.embedder.test_rerank import reranker_tensors
-
-pytest.importorskip("rwkv_embed.ops.fast", reason="the engine is not in this checkout")
-pytest.importorskip("rwkv_embed.checkpoint", reason="the models are not in this checkout")
 
 EOS = 255  # a byte that UTF-8 never uses
 TEXTS = ["The Nile is a river in Africa.", "", "x", "部署数据库", "The Nile is a river in Africa. " * 30]
@@ -83,6 +81,19 @@ def test_embedding_checkpoints(embedder_folder: Path, dtype: Any, kind: type) ->
     np.testing.assert_allclose(
         embedder.encode_chunks(TEXTS[0], spans), slow.encode_chunks(TEXTS[0], spans), atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float16", FastBackend), ("bfloat16", TorchBackend), ("int8", TorchBackend)]
+)
+def test_converted_checkpoints_embed(embedder_folder: Path, tmp_path: Path, dtype: Any, kind: type) -> None:
+    """The engine takes what NumPy can read; the others go to torch."""
+    convert(embedder_folder / "model.safetensors", tmp_path / "model.safetensors", dtype)
+    (tmp_path / "config.json").write_bytes((embedder_folder / "config.json").read_bytes())
+    embedder = Embedder(tmp_path, tokenizer="byte")
+    assert isinstance(embedder.backend, kind)
+    cosines = (embedder.encode(TEXTS) * Embedder(embedder_folder).encode(TEXTS)).sum(1)
+    assert cosines.min() > 0.98
 
 
 def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:

@@ -4,14 +4,17 @@ import hashlib
 from pathlib import Path
 
 import checkpoints as ck
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from rwkv_embed.catalogue import convert, describe, engine, sha256
 from rwkv_embed.config import Version
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import resolve
 from rwkv_embed.models import load_model
+from rwkv_embed.packing import pack_int4
 
 SHAPE = ck.SHAPES[0]
 TOKENS = list(range(30))
@@ -75,6 +78,30 @@ def test_convert_to_int8_is_what_int8_loads(tmp_path: Path) -> None:
             assert torch.equal(matrix.values, other.matrices[name].values)
     wide = load_model(tmp_path / "out.safetensors").forward(TOKENS)[0]
     torch.testing.assert_close(packed.forward(TOKENS)[0], wide, atol=1e-4, rtol=0)
+
+
+def test_convert_of_a_four_bit_table(tmp_path: Path) -> None:
+    """None keeps it, int8 packs it again, a float type unpacks it; all three give the same model."""
+    tensors = {name: t.half() for name, t in ck.weights("7", ck.SHAPES[1]).items()}
+    packed, scale = pack_int4(tensors.pop("emb.weight").float().numpy())
+    tensors |= {"emb.weight.int4": torch.from_numpy(packed), "emb.weight.scale": torch.from_numpy(scale)}
+    source = ck.save(tmp_path / "in.safetensors", tensors)
+    expected = load_model(source).forward(TOKENS)[0]
+
+    kept = convert(source, tmp_path / "kept.safetensors")
+    assert (kept.dtypes, kept.stored_bytes) == (describe(source).dtypes, describe(source).stored_bytes)
+    assert torch.equal(load_model(tmp_path / "kept.safetensors").forward(TOKENS)[0], expected)
+    with safe_open(tmp_path / "kept.safetensors", "np") as file:
+        assert np.array_equal(file.get_tensor("emb.weight.int4"), packed)
+        assert np.array_equal(file.get_tensor("emb.weight.scale"), scale)
+
+    unpacked = convert(source, tmp_path / "unpacked.safetensors", "float32")
+    assert set(unpacked.dtypes) == {"F32"}
+    assert torch.equal(load_model(tmp_path / "unpacked.safetensors").forward(TOKENS)[0], expected)
+
+    assert set(convert(source, tmp_path / "int8.safetensors", "int8").dtypes) == {"I8", "F16"}
+    again = load_model(tmp_path / "int8.safetensors").forward(TOKENS)[0]
+    assert float((again - expected).norm() / expected.norm()) < 0.1
 
 
 def test_convert_refuses(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_refusing_a_large_file_costs_little_memory(tmp_path: Path) -> None:
     """300 MB files that are wrong: the shapes are seen, the weights are not read."""
     tensors = ck.weights("7", SHAPE) | {"emb.weight": torch.zeros(2_000_000, 32)}

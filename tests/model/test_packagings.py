@@ -5,21 +5,27 @@ import re
 from pathlib import Path
 
 import checkpoints as ck
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor
-from torch.nn import functional as F
 
 from rwkv_embed.catalogue import convert, describe
 from rwkv_embed.checkpoint import open_checkpoint
 from rwkv_embed.config import Version
-from rwkv_embed.errors import CheckpointError, StateError
+from rwkv_embed.errors import CheckpointError
 from rwkv_embed.models import load_model
-from rwkv_embed.models.heads import embedding_head, rerank_scores
 from rwkv_embed.models.weights import quantize_rows
+from rwkv_embed.ops.fast import FastRWKV7
+from rwkv_embed.packing import PACKINGS, Packing, pack_int4, packed_shapes, unpack_int4
+from rwkv_embed.rerank import StateScorer
 
 SHAPE = ck.SHAPES[2]
 TOKENS = list(range(3, 43))
+WEIGHTS = st.floats(-100, 100, width=32)
 
 
 def transformers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,13 +146,13 @@ def test_tuned_initial_state(tmp_path: Path, version: Version) -> None:
     assert torch.equal(model.forward(TOKENS)[0], plain.forward(TOKENS, start)[0])
 
 
-def embedder_tensors() -> dict[str, Tensor]:
+def embedder_tensors(shape: ck.Shape = SHAPE) -> dict[str, Tensor]:
     """EmbeddingRWKV's layout: a language model under `rwkv.`, three heads, a vision tower to be ignored."""
     generator = torch.Generator().manual_seed(4)
     tensors = {
-        f"rwkv.{name}": tensor for name, tensor in ck.weights("7", SHAPE).items() if name != "head.weight"
+        f"rwkv.{name}": tensor for name, tensor in ck.weights("7", shape).items() if name != "head.weight"
     }
-    c = SHAPE.n_embd
+    c = shape.n_embd
     for head in ("cls_head", "sts_head", "retr_head"):
         for name, size in (
             ("fc1.weight", (c, c)),
@@ -172,18 +178,12 @@ def test_embedding_rwkv(tmp_path: Path) -> None:
     )
     hidden, _ = model.hidden([TOKENS])
     assert torch.equal(hidden, language_model.hidden([TOKENS])[0])
-    for task in ("cls", "sts", "retr"):
-        w = {
-            name: tensors[f"head.{task}_head.{name}"]
-            for name in ("fc1.weight", "fc2.weight", "norm.weight", "norm.bias")
-        }
-        inner = torch.relu(hidden @ w["fc1.weight"].T) @ w["fc2.weight"].T
-        expected = F.layer_norm(inner + hidden, (SHAPE.n_embd,), w["norm.weight"], w["norm.bias"])
-        torch.testing.assert_close(embedding_head(model, hidden, task), expected, atol=1e-5, rtol=0)
+    assert set(model.heads) == {name for name in tensors if name.startswith("head.")}
+    for name, tensor in model.heads.items():
+        assert torch.equal(tensor, tensors[name])
+    assert language_model.heads == {}
     with pytest.raises(CheckpointError, match=r"without a vocabulary head \(embedder\)"):
         model.forward([1])
-    with pytest.raises(CheckpointError, match=r"has no retr_head \(heads: none\); it is a language-model"):
-        embedding_head(language_model, hidden)
 
 
 def reranker_tensors(layers: int) -> dict[str, Tensor]:
@@ -201,44 +201,96 @@ def reranker_tensors(layers: int) -> dict[str, Tensor]:
     return {f"reranker.{name}": tensor for name, tensor in tensors.items()}
 
 
-def test_embedding_rwkv_reranker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_embedding_rwkv_reranker(tmp_path: Path, suffix: str) -> None:
     """One learnt token read from the embedder's states of layers 0, 1 and 3, then head.2 tanh(head.0 x)."""
-    embedder = load_model(ck.save(tmp_path / "emb.pth", embedder_tensors()))
     tensors = reranker_tensors(3)
+    path = tmp_path / f"reranker.{suffix}"
     torch.save(tensors | {"reranker_layer_idx": [0, 1, 3]}, tmp_path / "reranker.pth")
-    reranker = load_model(tmp_path / "reranker.pth")
-    assert reranker.config.kind == "reranker"
-    _, states = embedder.hidden([TOKENS, TOKENS[:7]])
+    if suffix == "safetensors":
+        convert(tmp_path / "reranker.pth", path)
+    reranker = load_model(path)
+    assert (reranker.config.kind, reranker.extras["reranker_layer_idx"]) == ("reranker", [0, 1, 3])
+    start = reranker.zero_state()
+    for layer, matrix in enumerate(torch.randn(3, *start.tensors[1].shape)):
+        start.tensors[3 * layer + 1] = matrix
+    hidden = reranker.hidden([[0]], [start])[0][0]
+    inner = torch.tanh(tensors["reranker.head.0.weight"] @ hidden + tensors["reranker.head.0.bias"])
+    expected = tensors["reranker.head.2.weight"] @ inner
 
-    scores = rerank_scores(reranker, states)
-
-    for score, state in zip(scores, states, strict=True):
-        start = reranker.zero_state()
-        for layer, source in enumerate([0, 1, 3]):
-            start.tensors[3 * layer + 1] = state.tensors[3 * source + 1]
-        hidden = reranker.hidden([[0]], [start])[0][0]
-        inner = torch.tanh(tensors["reranker.head.0.weight"] @ hidden + tensors["reranker.head.0.bias"])
-        torch.testing.assert_close(score, tensors["reranker.head.2.weight"][0] @ inner, atol=1e-4, rtol=0)
-    convert(tmp_path / "reranker.pth", tmp_path / "reranker.safetensors")
-    torch.testing.assert_close(rerank_scores(load_model(tmp_path / "reranker.safetensors"), states), scores)
-    torch.save(tensors, tmp_path / "all-layers.pth")
-    with pytest.raises(StateError, match="does not fit a reranker of 3 layers"):
-        rerank_scores(load_model(tmp_path / "all-layers.pth"), states)
+    checkpoint = open_checkpoint(path)
+    scorer = StateScorer({name: checkpoint.get(name).numpy() for name in checkpoint.tensors})
+    np.testing.assert_allclose(scorer(start.wkv.numpy()[:, None]), expected, atol=1e-4)
 
 
-def test_packed_matrices_are_unpacked(tmp_path: Path) -> None:
-    tensors = {f"rwkv.{name}": tensor for name, tensor in ck.weights("7", SHAPE).items()}
-    values, scale = quantize_rows(tensors.pop("rwkv.emb.weight"))
-    unpacked = ck.save(tmp_path / "plain.pth", tensors | {"rwkv.emb.weight": values.float() * scale})
-    packed = ck.save(
-        tmp_path / "packed.pth", tensors | {"rwkv.emb.weight.int8": values, "rwkv.emb.weight.scale": scale}
-    )
-    assert torch.equal(load_model(packed).forward(TOKENS)[0], load_model(unpacked).forward(TOKENS)[0])
-    ck.save(packed, tensors | {"rwkv.emb.weight.int8": values})
-    with pytest.raises(
-        CheckpointError, match=r"emb\.weight\.int8 \(301, 40\) needs emb\.weight\.scale of shape \(301, 1\)"
-    ):
-        load_model(packed)
+def packed_tensors(packing: Packing) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An embedder with a packed token table, and the same weights in plain."""
+    tensors = embedder_tensors(ck.SHAPES[1])
+    table = tensors.pop("rwkv.emb.weight")
+    if packing == "int8":
+        values, scale = quantize_rows(table)
+        plain = values.float() * scale
+    else:
+        packed, scales = pack_int4(table.numpy())
+        values, scale = torch.from_numpy(packed), torch.from_numpy(scales)
+        plain = torch.from_numpy(unpack_int4(packed, scales))
+    own = {f"rwkv.emb.weight.{packing}": values, "rwkv.emb.weight.scale": scale}
+    return tensors | own, tensors | {"rwkv.emb.weight": plain}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packed_tables_are_unpacked_by_every_loader(tmp_path: Path, packing: Packing) -> None:
+    packed, plain = packed_tensors(packing)
+    path = ck.save(tmp_path / "packed.safetensors", packed)
+    expected = load_model(ck.save(tmp_path / "plain.pth", plain)).hidden([TOKENS])[0]
+    assert torch.equal(load_model(path).hidden([TOKENS])[0], expected)
+    assert torch.equal(load_model(ck.save(tmp_path / "packed.pth", packed)).hidden([TOKENS])[0], expected)
+    fast = FastRWKV7.from_file(path).hidden([TOKENS])[0]
+    np.testing.assert_allclose(fast, expected.numpy(), atol=1e-4)
+    info = describe(path)
+    stored = packed[f"rwkv.emb.weight.{packing}"].nbytes + packed["rwkv.emb.weight.scale"].nbytes
+    assert info.dtypes["I4" if packing == "int4" else "I8"] == 256 * 128
+    assert info.parameters == describe(tmp_path / "plain.pth").parameters
+    assert info.stored_bytes == describe(tmp_path / "plain.pth").stored_bytes - 256 * 128 * 4 + stored
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_scales_that_do_not_fit_are_refused_by_every_loader(tmp_path: Path, packing: Packing) -> None:
+    tensors, _ = packed_tensors(packing)
+    stored = r"\(256, 128\)" if packing == "int8" else r"\(256, 64\)"
+    wanted = r"\(256, 1\)" if packing == "int8" else r"\(256, 4\)"
+    needs = rf"emb\.weight\.{packing} {stored} needs emb\.weight\.scale of shape {wanted}, "
+    wrong = tensors | {"rwkv.emb.weight.scale": torch.ones(256, 7)}
+    missing = {name: tensor for name, tensor in tensors.items() if name != "rwkv.emb.weight.scale"}
+    for changed, found in ((wrong, r"not \(256, 7\)"), (missing, "but it is missing")):
+        with pytest.raises(CheckpointError, match=rf"changed\.safetensors: {needs}{found}"):
+            load_model(ck.save(tmp_path / "changed.safetensors", changed))
+        with pytest.raises(CheckpointError, match=needs + found):
+            FastRWKV7.from_file(tmp_path / "changed.safetensors")
+
+
+def test_four_bits_that_are_not_a_whole_matrix_are_refused(tmp_path: Path) -> None:
+    tensors, _ = packed_tensors("int4")
+    narrow = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"][:, :20].contiguous()}
+    with pytest.raises(CheckpointError, match="int4 has 40 columns, expected a multiple of 32"):
+        load_model(ck.save(tmp_path / "model.pth", narrow))
+    flat = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"].flatten()}
+    with pytest.raises(CheckpointError, match=r"int4 has shape \(16384,\), expected two dimensions"):
+        load_model(ck.save(tmp_path / "model.pth", flat))
+    signed = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"].view(torch.int8)}
+    with pytest.raises(CheckpointError, match=r"emb\.weight\.int4 is stored as I8, expected one of U8"):
+        load_model(ck.save(tmp_path / "model.pth", signed))
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, st.tuples(st.integers(0, 4), st.sampled_from([32, 64, 384])), elements=WEIGHTS))
+def test_four_bits_are_within_half_a_step(table: np.ndarray) -> None:
+    packed, scale = pack_int4(table)
+    assert (packed.dtype, packed.shape) == (np.uint8, (len(table), table.shape[1] // 2))
+    assert packed_shapes("x", "int4", packed.shape, scale.shape)[0] == table.shape
+    step = np.repeat(scale.astype(np.float32), 32, axis=1)
+    # The scale is rounded to float16, so the largest value of a group may be 7 steps and a little more.
+    assert (np.abs(unpack_int4(packed, scale) - table) <= 0.51 * step + 1e-6).all()
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.02), ("int8", 0.1)])

@@ -79,6 +79,7 @@ def test_equals_the_reference_implementation(
     torch.testing.assert_close(last, expected[0][-1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_transformers_rwkv_4_gives_the_same_hidden_states(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Kernels, Norm
-from rwkv_embed.packing import GROUP, unpack_int4
+from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
 
 MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
 Tensors = Mapping[str, NDArray]
@@ -19,7 +19,7 @@ Tensors = Mapping[str, NDArray]
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Token vectors (V, C) as stored: floats, int8 with a scale per row, or four bits (packing.py).
+    """Token vectors (V, C) as stored: floats, or packed in eight or four (uint8) bits, see packing.py.
 
     Only rows in use are unpacked.
     """
@@ -133,26 +133,16 @@ def build_weights(tensors: Tensors) -> Weights:
 
 
 def _token_table(take: "_Taker") -> TokenTable:
-    four_bits, scale = take.raw("emb.weight.int4"), take.raw("emb.weight.scale")
-    if four_bits is not None and scale is not None:
-        wanted = (len(four_bits), 2 * four_bits.shape[-1] // GROUP)
-        if four_bits.ndim != 2 or scale.shape != wanted:
-            raise CheckpointError(
-                f"emb.weight.int4 {four_bits.shape} needs emb.weight.scale of shape {wanted}, not {scale.shape}"
-            )
-        return TokenTable(four_bits, scale)
-    packed = take.raw("emb.weight.int8")
-    if packed is not None and scale is not None:
-        if packed.ndim != 2 or scale.size != len(packed):
-            raise CheckpointError(
-                f"emb.weight.int8 has shape {packed.shape} and emb.weight.scale {scale.shape}; "
-                "expected (V, C) and (V, 1)"
-            )
-        return TokenTable(packed, scale.reshape(-1, 1))
+    for packing in PACKINGS:
+        packed, scale = take.raw(f"emb.weight.{packing}"), take.raw("emb.weight.scale")
+        if packed is not None:
+            found = None if scale is None else scale.shape
+            _, wanted = packed_shapes("emb.weight", packing, packed.shape, found)
+            return TokenTable(packed, None if scale is None else scale.reshape(wanted))
     table = take.raw("emb.weight")
     if table is None or table.ndim != 2:
         raise CheckpointError(
-            "no token table: expected emb.weight (V, C), or emb.weight.int8 with emb.weight.scale (V, 1)"
+            "no token table: expected emb.weight (V, C), or emb.weight.int8 or .int4 with emb.weight.scale"
         )
     return TokenTable(table, None)
 
