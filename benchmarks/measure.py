@@ -65,9 +65,9 @@ def throughput(field: Field, texts: Sequence[str], turns: int, seconds: float) -
 
 def _batch_size(contender: Contender, texts: Sequence[str], seconds: float) -> int:
     """As many texts a call as take about half of `seconds`; also warms up."""
-    contender.encode(texts[:8])
-    taken = _seconds(lambda: contender.encode(texts[8:16]))
-    return int(np.clip(8 * seconds / 2 / taken, 8, len(texts)))
+    contender.encode(texts[:4])
+    taken = _seconds(lambda: contender.encode(texts[4:8]))
+    return int(np.clip(4 * seconds / 2 / taken, 4, len(texts)))
 
 
 def _rate(contender: Contender, texts: Sequence[str], size: int, turn: int, seconds: float) -> float:
@@ -91,7 +91,7 @@ def latency(contender: Contender, seconds: float = 1.0) -> dict[str, float]:
 
 
 def cost_by_length(
-    contender: Contender, tokens_each: int = 8192, longest_seconds: float = 8.0, rounds: int = 3
+    contender: Contender, longest_seconds: float, tokens_each: int = 1024, rounds: int = 3
 ) -> dict[int, list[float]]:
     """Microseconds of processor time a token, one for each round, at each length.
 
