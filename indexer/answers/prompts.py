@@ -48,7 +48,7 @@ def _wide(word: str) -> str:
 
 
 _COLON = "[:：﹕ː꞉]"
-_ROLE = re.compile(rf"(?<![A-Za-z])({'|'.join(map(_wide, _ROLES))})([\s*_\"'#>)\]]{{0,3}}?){_COLON}+")
+_ROLE = re.compile(rf"(?<![A-Za-z])({'|'.join(map(_wide, _ROLES))})((?:_|[^\w-]){{0,3}}?){_COLON}+")
 _TAG = re.compile(r"[<＜﹤](?=\s*[/|!?／｜<＜﹤]|[^\W\d]|\s*(?:passage|think))", re.IGNORECASE)
 _INST = re.compile(r"\[(\s*/?\s*(?:INST|SYS|END|AVAILABLE_TOOLS|TOOL_\w+)\s*)\]", re.IGNORECASE)
 _MARK = re.compile(r"[\[［【](\s*\d[\d\s,，;、]{0,60})[\]］】]")

@@ -26,6 +26,7 @@ EOS = 0
 WARM_UP_STEPS = 60
 INHERITED_RATE = 0.2  # of the rate of fresh parameters: what the bag has learned is easily lost
 SAVE_SECONDS = 240.0
+LOG_STEPS = 20
 OTHERS = 512
 
 
@@ -63,7 +64,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """Run one schedule; resumes from `checkpoint` when it is there and belongs to an unfinished run."""
-    dense = {name: p for name, p in module.named_parameters() if name != "emb"}
+    dense = {name: p for name, p in module.named_parameters() if name != "emb" and p.requires_grad}
     careful = [p for name, p in dense.items() if module.inherited(name)]
     fresh = [p for name, p in dense.items() if not module.inherited(name)]
     optimizer = torch.optim.AdamW([{"params": careful}, {"params": fresh}], betas=(0.9, 0.98), weight_decay=0.0)
@@ -88,7 +89,7 @@ def train(
         distinct, used, out = encode(module, table, packed, starts)
         loss = distillation_loss(out, goal[torch.from_numpy(texts.line[rows]).long()], others)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(dense.values(), 1.0)
         factor = min(1.0, (progress["step"] + 1) / WARM_UP_STEPS) * (1 - done)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -103,7 +104,7 @@ def train(
         progress["minutes"] += (time.monotonic() - clock) / 60
         clock = time.monotonic()
         average += 0.02 * (loss.item() - average) if average else loss.item()
-        if progress["step"] % 20 == 0:
+        if progress["step"] % LOG_STEPS == 0:
             log({**progress, "minutes": round(progress["minutes"], 2), "loss": round(average, 4)})
         if time.monotonic() - saved_at > SAVE_SECONDS:
             _save(checkpoint, module, optimizer, table, progress)

@@ -7,8 +7,10 @@ head.retr_head.*       the head; cls and sts would be copies
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
     """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
     rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
     packed, scale = pack_int4(rows.numpy())
-    tensors = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
+    tensors: dict[str, NDArray[Any]] = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
     for name, values in model.state_dict().items():
         full = name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else f"rwkv.{name}"
         tensors[full] = values.numpy().astype(np.float16)

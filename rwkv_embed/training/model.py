@@ -18,8 +18,8 @@ from rwkv_embed.training.wkv7 import wkv7
 
 N = 64
 LN_X_EPS = 64e-5
-# The bag's matrices start large. The norms that follow them do not care, but Adam's steps, whose size does
-# not depend on a parameter's, then change little of what the matrices mean (docs/log.md).
+# The bag's matrices are large. The norms that follow them do not care, but Adam's steps, whose size does not
+# depend on a parameter's, then change little of what they mean when the blocks are trained (docs/log.md).
 FIRM = 8.0
 
 
@@ -38,7 +38,10 @@ class Head(nn.Module):
 
 
 class Bag(nn.Module):
-    """Sum of token vectors with a learned weight per token and head, in RWKV-7's own terms.
+    """Sum of token vectors, each with a weight of its own, in RWKV-7's own terms.
+
+    Only the table and the head are trained. Training the matrices as well raised the accuracy across languages
+    a little and cost question to passage much (docs/log.md).
 
     Equal to a one-layer RWKV-7 with decay 1, no removal, keys along one direction per head, gate 1 and no
     channel mixing: pooled = W_o group_norm(sum_t s(x_t) W_v x_t), x = ln1(ln0(emb)).
@@ -55,13 +58,20 @@ class Bag(nn.Module):
         reach = math.sqrt(C) * spread / math.sqrt(1 + spread**2)  # |ln0(emb)| on the last axis at its ends
         axis = torch.zeros(C)
         axis[-1] = 1.0
-        self.bias = nn.Parameter(axis * reach)
-        self.weight = nn.Parameter(axis.repeat(C // N, 1) * FIRM**2 / (2 * reach))
+        self.register_buffer("bias", axis * reach)
+        self.register_buffer("weight", axis.repeat(C // N, 1) * FIRM**2 / (2 * reach))
         mix = torch.linalg.qr(torch.randn(C, C)).Q
-        self.value = nn.Parameter(mix * (1 - axis) * FIRM)
-        self.output = nn.Parameter(mix.T.contiguous() * FIRM)
+        self.register_buffer("value", mix * (1 - axis) * FIRM)
+        self.register_buffer("output", mix.T.contiguous() * FIRM)
         self.ln_x, self.ln_out = nn.GroupNorm(C // N, C, eps=LN_X_EPS), nn.LayerNorm(C)
+        for norm in (self.ln_x, self.ln_out):
+            norm.requires_grad_(False)
         self.head = Head(C)
+
+    bias: Tensor
+    weight: Tensor
+    value: Tensor
+    output: Tensor
 
     @staticmethod
     def inherited(name: str) -> bool:
@@ -107,9 +117,9 @@ class TimeMixing(nn.Module):
             if name in "av":
                 self.register_parameter(f"{name}0", nn.Parameter(torch.zeros(1, 1, C)))
         with torch.no_grad():
-            self.g2.normal_(std=0.1)  # type: ignore[operator, union-attr]
+            self.g2.normal_(std=0.1)  # type: ignore[operator]
             if layer > 0:
-                self.v0.fill_(1.0)  # type: ignore[operator, union-attr]
+                self.v0.fill_(1.0)  # type: ignore[operator]
         self.k_k = nn.Parameter(torch.full((1, 1, C), 0.85))
         self.k_a = nn.Parameter(torch.ones(1, 1, C))
         self.r_k = nn.Parameter(torch.zeros(H, N))
@@ -199,14 +209,14 @@ class RWKV7Embedder(nn.Module):
     def forward(self, rows: Tensor, index: Tensor, starts: Tensor) -> Tensor:
         """`rows` (U, C) of the token table; `index` (T,) into them; `starts` (B + 1,)."""
         ends = starts[1:] - 1
-        x = self.blocks[0].ln0(rows)[index]  # type: ignore[operator, union-attr]
+        x = self.blocks[0].ln0(rows)[index]  # type: ignore[operator]
         v_first = x
-        for block in self.blocks[:-1]:  # type: ignore[union-attr]
-            h = block.ln1(x)  # type: ignore[operator, union-attr]
-            y, v_first = block.att(h, shift(h, starts), v_first, starts, None)  # type: ignore[operator, union-attr]
+        for block in self.blocks[:-1]:
+            h = block.ln1(x)  # type: ignore[operator]
+            y, v_first = block.att(h, shift(h, starts), v_first, starts, None)  # type: ignore[operator]
             x = x + y
-            h = block.ln2(x)  # type: ignore[operator, union-attr]
-            x = x + block.ffn(h, shift(h, starts))  # type: ignore[operator, union-attr]
+            h = block.ln2(x)  # type: ignore[operator]
+            x = x + block.ffn(h, shift(h, starts))  # type: ignore[operator]
         return self._read_out(self.blocks[-1], x, v_first, starts, ends)
 
     def _read_out(self, block: Any, x: Tensor, v_first: Tensor, starts: Tensor, ends: Tensor) -> Tensor:

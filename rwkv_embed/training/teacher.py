@@ -44,7 +44,7 @@ class Teacher:
     def _read(self, raw: bytes) -> None:
         at = 8
 
-        def take(layout: str) -> tuple:  # type: ignore[type-arg]
+        def take(layout: str) -> tuple:
             nonlocal at
             values = struct.unpack_from("<" + layout, raw, at)
             at += struct.calcsize("<" + layout)

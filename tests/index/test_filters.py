@@ -46,6 +46,7 @@ def insert(session: Session, records: list[dict[str, Any]]) -> None:
                 title=fields["title"],
                 language=fields["language"],
                 content_hash="",
+                checksum=0,
                 body=b"",
                 chars=0,
                 meta=fields["metadata"],

@@ -207,8 +207,10 @@ def test_a_snapshot_of_another_history_is_not_believed(filled, store, caplog):
 
 
 def test_a_snapshot_newer_than_the_database_is_ignored(filled, store):
-    with store.write("test") as session:
-        session.connection().exec_driver_sql("UPDATE collections SET version = 1")
+    (manifest,) = snapshots.manifests(store.faiss_directory, filled.id)
+    rows = np.zeros((3, manifest.dim), np.float16)
+    ids = np.array([1, 2, 3])
+    snapshots.write_snapshot(store.faiss_directory, filled.id, 99, manifest.recipe, ids, [rows], manifest.dim)
     with reopened(store) as again:
         assert len(again.collection("default").vectors) == 231
 
