@@ -34,22 +34,22 @@ search() { run search --store .demo --group-by document --top-k 3 "$@"; }
 say "1. Index the sample: 74 languages, seven file formats. The second time, unchanged files cost nothing."
 run index --store .demo data/sample
 
-say "2. Search. A query finds the article whatever language either is written in."
-search "Which lake is the deepest in the world?"
-printf '# How does a bee tell the others where the flowers are?\n'
-search "蜜蜂怎样告诉同伴花在哪里？"
-printf '# Why do people float in the Dead Sea?\n'
-search "لماذا يطفو الناس في البحر الميت؟"
-printf '# What caused the great famine in Ireland?\n'
-search "आयरलैंड का भीषण अकाल किस कारण पड़ा?"
-printf '# Which city of Jordan was carved into pink rock?\n'
-search "Ni mji gani wa Yordani uliochongwa kwenye miamba ya waridi?"
+say "2. Search in other languages than the question's. The filter keeps out what is in the language of the question."
+search --where "lang != en" "How was it discovered that mosquitoes spread malaria?"
+printf '# Why does the monsoon bring rain in summer and dry air in winter?\n'
+search --where "lang != zh" "季风为什么夏天带来雨水、冬天干燥？"
+printf '# How does water travel from the sea to the clouds and back again?\n'
+search --where "lang != ar" "كيف ينتقل الماء من البحر إلى السحاب ثم يعود إليه؟"
+printf '# The same\n'
+search --where "lang != hi" "समुद्र का पानी बादलों तक कैसे पहुँचता है और फिर कैसे लौटता है?"
+printf '# How did Gutenberg change the way books were made?\n'
+search --where "lang != sw" "Gutenberg alibadilishaje jinsi vitabu vinavyotengenezwa?"
 
-say "3. Filter. Only German and French documents."
+say "3. Another filter: only German and French documents."
 search --where "lang in (de, fr)" "How did Gutenberg change the way books were made?"
 
 say "4. Ask. The answer is quoted from the documents, with its sources."
-run ask --store .demo "How deep is Lake Baikal?"
+run ask --store .demo "How many copies of Gutenberg's Bible survive?"
 
 say "5. What is in the store."
 run stats --store .demo
