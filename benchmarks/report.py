@@ -32,7 +32,7 @@ def markdown(results: dict) -> str:
 def _row(row: dict, ours: float) -> str:
     rate, query = row["texts_per_second"], row["query"]
     return (
-        f"| {row['name']} | {ours / rate:.2g} x | {rate:.0f} | {query['p50']:.1f} ms | {query['p99']:.1f} ms "
+        f"| {row['name']} | {_ratio(ours / rate)} | {rate:.0f} | {query['p50']:.1f} ms | {query['p99']:.1f} ms "
         f"| {row['peak_memory_mb']:.0f} MB |"
     )
 
@@ -107,3 +107,8 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="{colour}">{text}</text>'
     )
+
+
+def _ratio(value: float) -> str:
+    """Two digits, never in powers of ten."""
+    return f"{value:.0f} x" if value >= 10 else f"{value:.2g} x"
