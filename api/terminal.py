@@ -32,9 +32,9 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
-        metavar="DIR|URL",
+        metavar="DIR",
         envvar="RWKV_EMBED_STORE",
-        help="Where the store is: a directory or a database URL. If not given: your user data folder "
+        help="Where the store is: a directory. If not given: your user data folder "
         "(~/.local/share/rwkv-embed on Linux), the same from every directory.",
     ),
 ]

@@ -72,8 +72,10 @@ def index_paths(
     report.resumed = job.resumed
     run = _Run(collection, report, dict(metadata or {}), job, progress, total)
     try:
-        for file in walk.files(roots):
-            run.take(file)
+        for page in ingest.batched(walk.files(roots), ingest.SQL_VARIABLES):
+            known = run.known(page)
+            for file in page:
+                run.take(file, known.get(file.uri, []))
         run.flush()
         if delete_missing:
             report.deleted += ingest.delete_documents(collection, _missing(collection, roots))
@@ -161,11 +163,10 @@ class _Run:
         self._chars = 0
         self._vanished: list[str] = []
 
-    def take(self, file: File) -> None:
+    def take(self, file: File, known: Sequence[Any]) -> None:
         """Load one file into the current batch, unless it is known to be unchanged or cannot be read."""
         try:
             stamp = _stamp(file)
-            known = self._known(file)
             if known and all(row.source_stamp == stamp for row in known):
                 self._report.unchanged += len(known)
             else:
@@ -204,13 +205,19 @@ class _Run:
             self._chars += len(document.text)
         self._vanished += {row.external_id for row in known} - {document.id for document in documents}
 
-    def _known(self, file: File) -> Sequence[Any]:
+    def known(self, files: Sequence[File]) -> dict[str, list[Any]]:
+        """The documents that came from each of the files, by its URI: one query for many files."""
+        found: dict[str, list[Any]] = {}
         with self._collection.session() as session:
-            return session.execute(
-                select(DocumentRow.external_id, DocumentRow.source_stamp).where(
-                    DocumentRow.collection_id == self._collection.id, DocumentRow.source == file.uri
+            rows = session.execute(
+                select(DocumentRow.external_id, DocumentRow.source, DocumentRow.source_stamp).where(
+                    DocumentRow.collection_id == self._collection.id,
+                    DocumentRow.source.in_([file.uri for file in files]),
                 )
-            ).all()
+            )
+            for row in rows:
+                found.setdefault(row.source, []).append(row)
+        return found
 
     def _refuse_foreign(self, file: File, documents: Sequence[Document]) -> None:
         """A file may not take the id of a document that came from another file, unless that file is gone."""
