@@ -4,7 +4,8 @@
     X.int4   (rows, columns/2) uint8    X.scale  (rows, columns/32)     one scale for 32 columns
 
 A value is its integer times its scale. Four-bit columns 2j and 2j + 1 lie in the low and the high half of a
-byte, each plus 8. This is how the bundled model keeps 110,000 token vectors in 24 MB.
+byte, each plus 8. The bundled model's table has the same wide steps in every row: its 200,000 vectors are then
+full of equal codes and of equal scales, and 43 MB are 27 MB in the wheel.
 """
 
 from typing import Literal
@@ -39,10 +40,17 @@ def packed_shapes(
     return (rows, columns), wanted
 
 
-def pack_int4(table: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """(V, C) -> packed (V, C/2) and scales (V, C/32); every value within half a step of its group."""
+def pack_int4(
+    table: NDArray[np.float32], steps: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """(V, C) -> packed (V, C/2) and scales (V, C/32).
+
+    Every value is kept within half a step of its group: a seventh of the largest, or `steps` (C/32,), the same
+    for all rows, where it lies within seven of them.
+    """
     groups = table.reshape(len(table), table.shape[1] // GROUP, GROUP)
-    scale = (np.abs(groups).max(-1) / LEVELS).astype(np.float16)
+    widths = np.abs(groups).max(-1) / LEVELS if steps is None else np.broadcast_to(steps, groups.shape[:2])
+    scale = widths.astype(np.float16)
     step = np.maximum(scale.astype(np.float32), 1e-8)[..., None]
     codes = (np.clip(np.rint(groups / step), -LEVELS, LEVELS) + 8).astype(np.uint8).reshape(table.shape)
     return codes[:, 0::2] | codes[:, 1::2] << 4, scale

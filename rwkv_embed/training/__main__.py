@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rwkv_embed.training import corpus, data, distil, export, vocabulary
+from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
@@ -48,23 +48,19 @@ def main() -> None:
     tokenizer, table, importance = choose_vocabulary(lines, work)
     cache_targets(lines, work)
     targets = data.load_targets(work, lines)
-    texts = tokenize(lines, tokenizer, work)
+    sources = loop.Sources(tokenize(lines, tokenizer, work), targets, read_rows(options.corpus, tokenizer, work))
     table[FIRST_PIECE:] = table[FIRST_PIECE:] @ np.load(work / "projection.npy")
 
     bag = Bag(torch.from_numpy(table), torch.from_numpy(importance))
     rows = TokenTable(bag.emb)
-    schedule = distil.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes, batch_texts=2048)
-    distil.train(
-        bag, rows, texts, targets, schedule, work / "bag.pt", distil.append_json(work / "bag.jsonl")
-    )
+    schedule = loop.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes)
+    loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
     start = torch.nn.functional.normalize(bag.emb.detach(), dim=1)
     bag.emb.data.copy_(start * KEPT + rows.weight * (1 - KEPT))
-    model = RWKV7Embedder.from_bag(bag, distil.EOS, options.layers, 4 * WIDTH)
+    model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
     rows = TokenTable(bag.emb)
-    schedule = distil.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes)
-    distil.train(
-        model, rows, texts, targets, schedule, work / "rwkv.pt", distil.append_json(work / "rwkv.jsonl")
-    )
+    schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
+    loop.train(model, rows, sources, schedule, work / "rwkv.pt", loop.append_json(work / "rwkv.jsonl"))
     export.export(model, rows.weight, work / "model.safetensors")
 
 
@@ -118,6 +114,14 @@ def tokenize(lines: list[corpus.Line], tokenizer: Tokenizer, work: Path) -> data
         log.info("tokenising")
         data.tokenize(lines, tokenizer).save(path)
     return data.Texts.load(path)
+
+
+def read_rows(folder: Path, tokenizer: Tokenizer, work: Path) -> contrast.Rows:
+    path = work / "rows.npz"
+    if not path.exists():
+        log.info("tokenising pairs")
+        contrast.read_rows(folder, tokenizer).save(path)
+    return contrast.Rows.load(path)
 
 
 if __name__ == "__main__":

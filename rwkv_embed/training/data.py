@@ -12,6 +12,7 @@ shares) and its language. Targets are the teacher's vectors, centred and rotated
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from rwkv_embed.training.corpus import Line
 
 WHITENING = 0.5  # 0: the teacher's space as it is, 1: every axis alike
 SHRINKAGE = 200  # a language with this many lines is halfway between its own mean and the mean of all
+LANGUAGES_PER_LINE = 8  # of some lines there are a hundred
 LANGUAGE_TEMPERATURE = 0.7  # a language of n texts is drawn n**0.7 times as often as one of 1 text
 
 
@@ -34,6 +36,9 @@ class Texts:
     def save(self, path: Path) -> None:
         np.savez(path, tokens=self.tokens, offsets=self.offsets, line=self.line, language=self.language)
 
+    def text(self, index: int) -> NDArray[np.int32]:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
     @classmethod
     def load(cls, path: Path) -> "Texts":
         with np.load(path) as file:
@@ -41,14 +46,17 @@ class Texts:
 
 
 def tokenize(lines: list[Line], tokenizer: Tokenizer, block: int = 20_000) -> Texts:
-    """Every text of every line; languages are numbered in sorted order."""
+    """Up to `LANGUAGES_PER_LINE` texts of every line; languages are numbered in sorted order."""
+    random = Random(0)
     names = {name: i for i, name in enumerate(sorted({lang for line in lines for lang in line.texts}))}
     tokens, lengths, owners, languages = [], [], [], []
     for first in range(0, len(lines), block):
         part = [
             (first + i, lang, text)
             for i, line in enumerate(lines[first : first + block])
-            for lang, text in line.texts.items()
+            for lang, text in random.sample(
+                sorted(line.texts.items()), min(LANGUAGES_PER_LINE, len(line.texts))
+            )
         ]
         encoded = tokenizer.encode_batch_fast([text for _, _, text in part], add_special_tokens=False)
         tokens += [np.array(e.ids, np.int32) for e in encoded]
@@ -99,14 +107,9 @@ class Sampler:
         points = self.random.random(count) * self.cumulative[-1]
         return self.rows[np.searchsorted(self.cumulative, points)]
 
-    def batch_of_tokens(self, budget: int) -> NDArray[np.int64]:
-        """Rows whose tokens, one EOS each included, fill the budget."""
-        rows = self.draw(budget // 4)
-        sizes = np.cumsum(self.texts.offsets[rows + 1] - self.texts.offsets[rows] + 1)
-        return rows[: max(1, int(np.searchsorted(sizes, budget, side="right")))]
 
-    def pack(self, rows: NDArray[np.int64], eos: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens of the rows one after another, each ended by EOS, and where each starts (+ the end)."""
-        cut = [self.texts.tokens[self.texts.offsets[i] : self.texts.offsets[i + 1]] for i in rows]
-        packed = np.concatenate([part for text in cut for part in (text, [eos])]).astype(np.int64)
-        return packed, np.concatenate([[0], np.cumsum([len(text) + 1 for text in cut])]).astype(np.int64)
+def pack(texts: list[NDArray[np.int32]], eos: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of the texts one after another, each ended by EOS, and where each starts (+ the end)."""
+    end = np.array([eos], np.int32)
+    packed = np.concatenate([part for text in texts for part in (text, end)]).astype(np.int64)
+    return packed, np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts])]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the student is asked: the teacher's vector, and the teacher's neighbours."""
+"""What the student is asked: the teacher's vector, the teacher's neighbours, and which texts belong together."""
 
 import torch
 import torch.nn.functional as F
@@ -30,3 +30,19 @@ def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tenso
             distance = 2 * (len(s) - similarity.diagonal().sum())
             total = total + distance + NEIGHBOUR_WEIGHT * (neighbours - entropy)
     return total / (len(DIMENSIONS) * len(vectors))
+
+
+def contrastive_loss(left: Tensor, right: Tensor, meaning: Tensor) -> Tensor:
+    """InfoNCE in both directions, mean over `DIMENSIONS`: `left[i]` must find `right[i]` among all of `right`.
+
+    left, right (B, C), any length; meaning (B,) integers: pairs of one meaning are not each other's negatives.
+    """
+    same = meaning[:, None] == meaning[None, :]
+    same.fill_diagonal_(False)
+    answer = torch.arange(len(left))
+    total = left.new_zeros(())
+    for dim in DIMENSIONS:
+        similarity = F.normalize(left[:, :dim], dim=1) @ F.normalize(right[:, :dim], dim=1).T
+        logits = (similarity / TEMPERATURE).masked_fill(same, -torch.inf)
+        total = total + F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)
+    return total / (2 * len(DIMENSIONS))

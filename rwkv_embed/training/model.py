@@ -21,6 +21,7 @@ LN_X_EPS = 64e-5
 # The bag's matrices are large. The norms that follow them do not care, but Adam's steps, whose size does not
 # depend on a parameter's, then change little of what they mean when the blocks are trained (docs/log.md).
 FIRM = 8.0
+SPREAD = 0.3  # share of the importance in a token vector at the start
 
 
 class Head(nn.Module):
@@ -37,6 +38,11 @@ class Head(nn.Module):
         return out
 
 
+def importance_reach(C: int) -> float:
+    """How far ln0(emb) goes on the last axis for the most and for the least important token."""
+    return math.sqrt(C) * SPREAD / math.sqrt(1 + SPREAD**2)
+
+
 class Bag(nn.Module):
     """Sum of token vectors, each with a weight of its own, in RWKV-7's own terms.
 
@@ -51,11 +57,10 @@ class Bag(nn.Module):
         """`table` (V, C): a first vector for each token; `importance` (V,) in 0..1: its first weight."""
         super().__init__()
         C = table.shape[1]
-        spread = 0.3
         start = F.normalize(table, dim=1)
-        start[:, -1] = (2 * importance - 1) * spread  # the last axis, of least variance, carries the weight
+        start[:, -1] = (2 * importance - 1) * SPREAD  # the last axis, of least variance, carries the weight
         self.emb = nn.Parameter(start)
-        reach = math.sqrt(C) * spread / math.sqrt(1 + spread**2)  # |ln0(emb)| on the last axis at its ends
+        reach = importance_reach(C)
         axis = torch.zeros(C)
         axis[-1] = 1.0
         self.register_buffer("bias", axis * reach)

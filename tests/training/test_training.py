@@ -1,16 +1,21 @@
 """The training machinery against the slow obvious one: kernel, table, bag, packing, mixture."""
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
-from rwkv_embed.training import distil
-from rwkv_embed.training.loss import distillation_loss
+from rwkv_embed.training import contrast, loop
+from rwkv_embed.training.data import Texts
+from rwkv_embed.training.loss import contrastive_loss, distillation_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
-from rwkv_embed.training.table import TokenTable
+from rwkv_embed.training.export import shipped_steps
+from rwkv_embed.training.table import RARE_BOOST, TokenTable, rounded
 from rwkv_embed.training.vocabulary import build_tokenizer, prune
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
 
@@ -52,8 +57,8 @@ def test_rwkv_starts_as_its_bag() -> None:
     table = TokenTable(bag.emb)
     model = RWKV7Embedder.from_bag(bag, eos=0, n_layer=1, n_ffn=256)
     packed, starts = torch.tensor([5, 6, 7, 0, 8, 0, 9, 10, 11, 12, 13, 0]), torch.tensor([0, 4, 6, 12])
-    from_bag = distil.encode(bag, table, packed, starts)[2]
-    from_rwkv = distil.encode(model, table, packed, starts)[2]
+    from_bag = loop.encode(bag, table, packed, starts)[2]
+    from_rwkv = loop.encode(model, table, packed, starts)[2]
     assert torch.nn.functional.cosine_similarity(from_bag, from_rwkv).min() > 0.999
 
 
@@ -69,19 +74,20 @@ def test_a_text_does_not_depend_on_its_neighbours() -> None:
     def encode(batch: list[list[int]]) -> torch.Tensor:
         starts = torch.tensor([0, *np.cumsum([len(t) for t in batch])])
         packed = torch.tensor([token for text in batch for token in text])
-        return distil.encode(model, table, packed, starts)[2]
+        return loop.encode(model, table, packed, starts)[2]
 
     together = encode(texts)
     alone = torch.cat([encode([text]) for text in texts])
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_table_update_is_adam_on_the_rows_used() -> None:
+def test_table_update_is_adam_on_the_rows_used_with_longer_first_steps() -> None:
     torch.manual_seed(0)
     table = TokenTable(torch.randn(10, 4))
     dense = table.weight.clone().requires_grad_()
-    adam = torch.optim.Adam([dense], lr=0.1, betas=(0.9, 0.98))
-    for _ in range(3):
+    adam = torch.optim.Adam([dense], betas=(0.9, 0.98))
+    for step in (1, 2, 3):
+        adam.param_groups[0]["lr"] = 0.1 * (1 + RARE_BOOST / math.sqrt(step))
         distinct, rows, index = table.gather(torch.tensor([7, 2, 7]))
         rows[index].square().sum().backward()
         table.update(distinct, rows.grad, 0.1)
@@ -109,6 +115,19 @@ def test_int4_packing_keeps_every_value_within_half_a_step() -> None:
     assert (np.abs(unpacked - table) <= 0.51 * step).all()
 
 
+def test_training_sees_the_rows_that_are_shipped() -> None:
+    table = torch.randn(20, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    steps = shipped_steps(128)
+    seen = rounded(table, torch.from_numpy(steps).repeat_interleave(GROUP))
+    unit = table / table.square().mean(1, keepdim=True).sqrt()
+    packed, scale = pack_int4(unit.detach().numpy(), steps)
+    assert (scale == scale[0]).all()
+    assert np.abs(unpack_int4(packed, scale) - seen.detach().numpy()).max() < 1e-6
+    (seen * torch.arange(128)).sum().backward()
+    straight = torch.autograd.grad((unit * torch.arange(128)).sum(), table)[0]
+    assert torch.equal(table.grad, straight)
+
+
 def test_vocabulary_keeps_single_characters_and_has_tokens_for_every_text() -> None:
     pieces = [
         ("▁the", -2.0),
@@ -126,9 +145,71 @@ def test_vocabulary_keeps_single_characters_and_has_tokens_for_every_text() -> N
     assert tokenizer.decode(tokenizer.encode("the 数𓀀", add_special_tokens=False).ids) == "the 数𓀀"
 
 
-def test_training_resumes_where_it_stopped(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from rwkv_embed.training.data import Texts
+def test_contrast_is_cross_entropy_in_both_directions_and_knows_equal_meanings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(3, 384, generator=generator), torch.randn(3, 384, generator=generator)
+    meaning = torch.tensor([4, 9, 4])
+    expected = []
+    for dim in (128, 384):
+        a, b = (x[:, :dim] / x[:, :dim].norm(dim=1, keepdim=True) for x in (left, right))
+        score = torch.exp(a @ b.T / 0.05)
+        for i, others in ((0, [0, 1]), (1, [0, 1, 2]), (2, [1, 2])):  # 0 and 2 mean the same
+            expected.append(-torch.log(score[i, i] / score[i, others].sum()))
+            expected.append(-torch.log(score[i, i] / score[others, i].sum()))
+    assert contrastive_loss(left, right, meaning).item() == pytest.approx(
+        torch.stack(expected).mean().item(), rel=1e-5
+    )
 
+
+@pytest.fixture
+def rows(tmp_path: Path) -> contrast.Rows:
+    """A corpus of eight numbered sentences in three languages, and two questions on one passage."""
+    for source in (*contrast.TRANSLATIONS, *contrast.QUESTIONS):
+        with zstandard.open(tmp_path / f"{source}.jsonl.zst", "wt", encoding="utf-8") as file:
+            if source == "par_newstest":
+                for i in range(8):
+                    texts = {language: " ".join([f"{language}{i}"] * 6) for language in ("de", "en", "sw")}
+                    file.write(json.dumps(texts) + "\n")
+            if source == "pair_nativeqa":
+                for question in ("wer?", "was?"):
+                    file.write(json.dumps({"l": "de", "q": question, "p": "Das ist die Passage."}) + "\n")
+    return contrast.read_rows(tmp_path, build_tokenizer([(f"▁{c}", -1.0) for c in "abc"]))
+
+
+def test_pairs_belong_together(rows: contrast.Rows) -> None:
+    tokenizer = build_tokenizer([(f"▁{c}", -1.0) for c in "abc"])
+    pairs = contrast.Pairs(rows, seed=0)
+
+    def words(tokens: np.ndarray) -> list[str]:
+        return str(tokenizer.decode(tokens.tolist())).split()
+
+    drawn = pairs.translations(40)
+    for left, right in zip(drawn.left, drawn.right, strict=True):
+        a, b = words(left)[0], words(right)[0]
+        assert a[-1] == b[-1] and a[:-1] != b[:-1]
+    drawn = pairs.questions(4)
+    assert len(drawn.left) == 4 and len(set(drawn.meaning)) == 1
+    assert {" ".join(words(left)) for left in drawn.left} == {"wer?", "was?"}
+
+
+def test_surroundings_are_paragraphs_around_an_excerpt(rows: contrast.Rows) -> None:
+    drawn = contrast.Pairs(rows, seed=0).surroundings(30)
+    assert len(drawn.left) == len(drawn.right) == 30
+    texts = [rows.text(i).tobytes() for i in range(len(rows.row))]
+    for excerpt, paragraph in zip(drawn.left, drawn.right, strict=True):
+        assert 4 <= len(excerpt) <= 20
+        assert any(excerpt.tobytes() in text for text in texts)
+        assert len(paragraph) <= contrast.MAX_TOKENS
+
+
+def test_rows_survive_saving(rows: contrast.Rows, tmp_path: Path) -> None:
+    rows.save(tmp_path / "rows.npz")
+    again = contrast.Rows.load(tmp_path / "rows.npz")
+    assert again.names == rows.names and again.row.tolist() == rows.row.tolist()
+    assert [again.text(i).tolist() for i in range(5)] == [rows.text(i).tolist() for i in range(5)]
+
+
+def test_training_resumes_where_it_stopped(rows: contrast.Rows, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texts = Texts(
         rng.integers(1, 50, 400).astype(np.int32),
@@ -141,13 +222,12 @@ def test_training_resumes_where_it_stopped(tmp_path) -> None:  # type: ignore[no
     entries: list[dict[str, float]] = []
     for minutes in (0.02, 0.04):
         torch.manual_seed(0)
-        bag = Bag(torch.randn(50, 384), torch.rand(50))
-        distil.train(
+        bag = Bag(torch.randn(300, 384), torch.rand(300))
+        loop.train(
             bag,
             TokenTable(bag.emb),
-            texts,
-            targets,
-            distil.Schedule(1e-3, 1e-3, minutes, batch_texts=16),
+            loop.Sources(texts, targets, rows),
+            loop.Schedule(1e-3, 1e-3, minutes, loop.Mixture(16, 8, 8, 4)),
             tmp_path / "bag.pt",
             entries.append,
         )

@@ -1,0 +1,145 @@
+"""A million passages on one machine: `python -m benchmarks.million [--chunks N]`.
+
+Texts are three clauses each of the Universal Declaration (udhr.jsonl) behind a number; their vectors are the
+normalised sums of the clauses' real vectors and some noise, because embedding a million texts would measure
+the encoder and not the store. Queries are excerpts of clauses and embedded for real, in the time that is told.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from indexer import open_store
+from indexer.collection import Collection
+from indexer.types import ChunkingOptions, Document, SearchOptions
+from rwkv_embed import Embedder
+
+TEXTS = Path(__file__).with_name("udhr.jsonl")
+CLAUSES_PER_TEXT = 3
+NOISE = 0.5  # length of the noise beside a sum of unit vectors
+BUCKETS = 10_000
+QUERIES = 200
+RECALL_QUERIES = 50
+SELECTIVITIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
+
+
+class Texts:
+    """Text number n and its vector, the same each time they are asked for."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        lines = [json.loads(line)["text"] for line in TEXTS.read_text(encoding="utf-8").splitlines()]
+        self.clauses = [clause for line in lines for part in line.split(",") if len(clause := part.strip()) > 12]
+        self.vectors = embedder.encode_document(self.clauses)
+
+    def chosen(self, n: int) -> NDArray[np.int64]:
+        return np.random.default_rng(n).integers(len(self.clauses), size=CLAUSES_PER_TEXT)
+
+    def document(self, n: int) -> Document:
+        text = f"{n}. " + ", ".join(self.clauses[i] for i in self.chosen(n))
+        return Document(str(n), text, language="en", metadata={"bucket": n % BUCKETS})
+
+    def vector(self, n: int) -> NDArray[np.float32]:
+        dim = self.vectors.shape[1]
+        noise = np.random.default_rng(n).standard_normal(dim, np.float32) * np.float32(NOISE / np.sqrt(dim))
+        total = self.vectors[self.chosen(n)].sum(0) + noise
+        return np.asarray(total / np.linalg.norm(total), np.float32)
+
+
+class WithKnownVectors:
+    """An embedder that looks the vector of a numbered text up and reads everything else."""
+
+    def __init__(self, embedder: Embedder, texts: Texts) -> None:
+        self._embedder, self._texts = embedder, texts
+
+    def encode_document(self, inputs: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([self._texts.vector(int(text.partition(".")[0])) for text in inputs])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._embedder, name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ingest, index and search very many passages.")
+    parser.add_argument("--chunks", type=int, default=1_000_000)
+    chunks = parser.parse_args().chunks
+    embedder = Embedder()
+    texts = Texts(embedder)
+    known = WithKnownVectors(embedder, texts)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_store(Path(folder) / "store", lambda model: known) as store,
+    ):
+        collection = store.create_collection("default", chunking=ChunkingOptions(max_tokens=1_000))
+        start = time.perf_counter()
+        collection.upsert(documents(texts, chunks))
+        print(f"ingest: {chunks / (time.perf_counter() - start):,.0f} passages/s")
+        start = time.perf_counter()
+        collection.index.save()
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        print(f"index: {time.perf_counter() - start:.1f} s; {collection.stats()['index']}; on disk {size / 1e9:.2f} GB")
+        queries = excerpts(texts, QUERIES)
+        for mode in ("dense", "lexical", "hybrid"):
+            print(f"{mode}: {latency(collection, queries, SearchOptions(mode=mode))}")
+        print(f"recall@10: {recall(collection, queries, SearchOptions(mode='dense'))[0]:.3f}")
+        for share in SELECTIVITIES:
+            options = SearchOptions(mode="dense", where=f"bucket < {max(1, round(share * BUCKETS))}")
+            found, least = recall(collection, queries, options)
+            took = latency(collection, queries, options)
+            print(f"filter {share:.2%}: recall@10 {found:.3f}, at least {least} results, {took}")
+        print(f"resident: {psutil.Process().memory_info().rss / 1e9:.2f} GB")
+
+
+def documents(texts: Texts, count: int) -> Iterator[Document]:
+    for n in range(count):
+        if n and n % 100_000 == 0:
+            print(f"  {n:,} ingested", flush=True)
+        yield texts.document(n)
+
+
+def excerpts(texts: Texts, count: int) -> list[str]:
+    """Up to eight words in a row of clauses drawn at random."""
+    rng = np.random.default_rng(0)
+    result = []
+    for clause in rng.choice(texts.clauses, count):
+        words = clause.split()
+        first = int(rng.integers(max(1, len(words) - 7)))
+        result.append(" ".join(words[first : first + 8]))
+    return result
+
+
+def latency(collection: Collection, queries: Sequence[str], options: SearchOptions) -> str:
+    """Median and 99th percentile of a search, the query's embedding included."""
+    for query in queries[:5]:
+        collection.search(query, options)
+    seconds = []
+    for query in queries:
+        start = time.perf_counter()
+        collection.search(query, options)
+        seconds.append(time.perf_counter() - start)
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+
+def recall(collection: Collection, queries: Sequence[str], options: SearchOptions) -> tuple[float, int]:
+    """Recall@10 against exact search, and the fewest results of a query."""
+
+    @cache
+    def found(query: str, exact: bool) -> frozenset[int]:
+        return frozenset(hit.chunk_id for hit in collection.search(query, replace(options, exact=exact)))
+
+    shares = [len(found(q, True) & found(q, False)) / len(found(q, True)) for q in queries[:RECALL_QUERIES]]
+    return float(np.mean(shares)), min(len(found(q, False)) for q in queries[:RECALL_QUERIES])
+
+
+if __name__ == "__main__":
+    main()
