@@ -54,9 +54,7 @@ def main() -> None:
     bag = Bag(torch.from_numpy(table), torch.from_numpy(importance))
     rows = TokenTable(bag.emb)
     schedule = distil.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes, batch_texts=2048)
-    distil.train(
-        bag, rows, texts, targets, schedule, work / "bag.pt", distil.append_json(work / "bag.jsonl")
-    )
+    distil.train(bag, rows, texts, targets, schedule, work / "bag.pt", distil.append_json(work / "bag.jsonl"))
     start = torch.nn.functional.normalize(bag.emb.detach(), dim=1)
     bag.emb.data.copy_(start * KEPT + rows.weight * (1 - KEPT))
     model = RWKV7Embedder.from_bag(bag, distil.EOS, options.layers, 4 * WIDTH)
@@ -91,7 +89,7 @@ def choose_vocabulary(
         chosen, counts, vectors = file["chosen"], file["counts"], file["vectors"]
     pieces = [teacher.pieces[i] for i in chosen]
     tokenizer = vocabulary.build_tokenizer(pieces)
-    tokenizer.save(str(work / "tokenizer.json"))
+    tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     probability = counts / counts.sum()
     rarity = RARITY / (RARITY + probability)
     vocabulary.centre_by_script(vectors, pieces, probability * rarity)
