@@ -107,7 +107,9 @@ def measure(path: Path, dtype: Any, tokens: int, generated: int) -> dict[str, An
     start = time.perf_counter()
     model = load_model(path, dtype=dtype)
     loaded = time.perf_counter()
-    text = torch.randint(1, model.vocab_size - 6, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = torch.randint(
+        1, model.vocab_size - 6, (tokens,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     hidden, states = model.hidden([text])
     read = time.perf_counter()
     logits, state = model.logits(hidden[0]), states[0]

@@ -105,7 +105,7 @@ class Collection:
         )
 
     def append(self, document_id: str, text: str) -> IngestReport:
-        """Add text to the end of a document; only the tail is embedded. DocumentNotFound."""
+        """Add text to the end of a document; see `indexer.ingest.append`."""
         from indexer.ingest import append
 
         return append(self, document_id, text)

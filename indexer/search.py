@@ -24,7 +24,6 @@ from indexer.analysis import query_terms
 from indexer.chunking import sentences
 from indexer.db.tables import ChunkRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
-from indexer.filters import parse as parse_filter
 from indexer.fulltext import ParsedQuery, parse_query
 from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
@@ -180,7 +179,9 @@ class _Request:
         dialect = self.session.get_bind().dialect
         parts = []
         if self.options.where is not None:
-            parts.append(parse_filter(self.options.where).to_sql(dialect))
+            from indexer.filters import parse
+
+            parts.append(parse(self.options.where).to_sql(dialect))
         demanded = self.collection.store.fulltext.demanded(
             self.collection.id, self.query, ChunkRow.id.expression
         )

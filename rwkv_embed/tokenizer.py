@@ -10,14 +10,16 @@ Lone surrogates, which UTF-8 cannot hold, are read as U+FFFD.
 
 import ast
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_embed.errors import TokenizerError
+from rwkv_embed.unigram import cache_table, cached_table
 
 _WORLD_VOCABULARY = 65536  # rows of a World model's table; the ids above 65529 have no text
 _NEOX_SIZES = range(50254, 50433)  # 50,277 tokens, padded differently by different models
+TABLE_CHARS = 2_000  # read without `tokenizers`, in less time than it needs to get ready
 _NEOX_REPOSITORIES = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-4-169m-pile")
 
 
@@ -96,24 +98,43 @@ def _world_bytes(path: str) -> dict[int, bytes]:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of Hugging Face's `tokenizers`."""
+    """A `tokenizer.json` of Hugging Face's `tokenizers`.
+
+    Reading one takes long when it is large. So the first short texts are read with what `unigram` has cached,
+    and the file itself when more is wanted.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._table = cached_table(path)
+        self._table_chars = TABLE_CHARS
+        if self._table is None:
+            self._rust  # noqa: B018  a file that is no tokenizer is refused here
+            cache_table(path)
+        self.vocab_size: int = len(self._table) if self._table else self._rust.get_vocab_size()
+
+    @cached_property
+    def _rust(self) -> Any:
         from tokenizers import Tokenizer as RustTokenizer
 
         try:
-            self._rust: Any = RustTokenizer.from_file(str(path))
+            rust = RustTokenizer.from_file(str(self._path))
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-            raise TokenizerError(f"{path} is not a tokenizer.json ({error}); download it again") from error
-        self._rust.no_padding()
-        self._rust.no_truncation()
-        self.vocab_size: int = self._rust.get_vocab_size(with_added_tokens=True)
+            raise TokenizerError(
+                f"{self._path} is not a tokenizer.json ({error}); download it again"
+            ) from error
+        rust.no_padding()
+        rust.no_truncation()
+        return rust
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_utf8(text) for text in texts]
+        self._table_chars -= sum(map(len, clean))
+        if self._table is not None and self._table_chars >= 0:
+            return [self._table.encode(text) for text in clean]
         return [encoding.ids for encoding in self._rust.encode_batch_fast(clean, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -123,7 +123,11 @@ def append(
     name: CollectionOption = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
-    """Add text at the end of a document. Only the new text is read: the RNN's state remembers the rest."""
+    """Add text at the end of a document. The new text and the passage that it continues are embedded, no more.
+
+    In a collection whose passages know what is before them (context "document") only the new text is read: the
+    RNN's state remembers the rest.
+    """
     addition = text_argument(text, file)
     with collection(store, name) as chosen:
         done = chosen.append(document_id, addition)

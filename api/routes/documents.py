@@ -127,7 +127,8 @@ async def get_document(
 async def append(
     request: Request, collection: str, document_id: str, asked: Appended, service: ServiceDependency
 ) -> Response:
-    """Only the new text is read: the RNN's state remembers the rest."""
+    """Embeds the new text and the passage that it continues, no more. With context "document" only the new text
+    is read: the RNN's state remembers the rest."""
     done = await service.use(request, collection, lambda chosen: chosen.append(document_id, asked.text))
     return json_response(shapes.report(done))
 
