@@ -1,6 +1,6 @@
-"""The optional part of the build (all else is in pyproject.toml): the CPU engine's kernels in C.
+"""The optional part of the build (all else is in pyproject.toml): the CPU engine's kernels and the tokenizer in C.
 
-Without a compiler the build goes on and rwkv_embed.ops.fast uses NumPy instead.
+Without a compiler the build goes on; rwkv_embed.ops.fast uses NumPy instead, and the package `tokenizers`.
 """
 
 import sys
@@ -17,7 +17,8 @@ setup(
             extra_compile_args=[] if sys.platform == "win32" else flags.split(),
             py_limited_api=True,
             optional=True,
-        )
+        ),
+        Extension("rwkv_embed._unigram", ["rwkv_embed/unigram.c"], py_limited_api=True, optional=True),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -38,7 +38,9 @@ class Texts:
 
     def __init__(self, embedder: Embedder) -> None:
         lines = [json.loads(line)["text"] for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-        self.clauses = [clause for line in lines for part in line.split(",") if len(clause := part.strip()) > 12]
+        self.clauses = [
+            clause for line in lines for part in line.split(",") if len(clause := part.strip()) > 12
+        ]
         self.vectors = embedder.encode_document(self.clauses)
 
     def chosen(self, n: int) -> NDArray[np.int64]:
@@ -86,7 +88,8 @@ def main() -> None:
         start = time.perf_counter()
         collection.index.save()
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        print(f"index: {time.perf_counter() - start:.1f} s; {collection.stats()['index']}; on disk {size / 1e9:.2f} GB")
+        print(f"index: {time.perf_counter() - start:.1f} s; {collection.stats()['index']}")
+        print(f"on disk: {size / 1e9:.2f} GB")
         queries = excerpts(texts, QUERIES)
         for mode in ("dense", "lexical", "hybrid"):
             print(f"{mode}: {latency(collection, queries, SearchOptions(mode=mode))}")

@@ -19,7 +19,6 @@ from rwkv_embed.unigram import cache_table, cached_table
 
 _WORLD_VOCABULARY = 65536  # rows of a World model's table; the ids above 65529 have no text
 _NEOX_SIZES = range(50254, 50433)  # 50,277 tokens, padded differently by different models
-TABLE_CHARS = 2_000  # read without `tokenizers`, in less time than it needs to get ready
 _NEOX_REPOSITORIES = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-4-169m-pile")
 
 
@@ -98,20 +97,16 @@ def _world_bytes(path: str) -> dict[int, bytes]:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of Hugging Face's `tokenizers`.
-
-    Reading one takes long when it is large. So the first short texts are read with what `unigram` has cached,
-    and the file itself when more is wanted.
-    """
+    """A `tokenizer.json` of Hugging Face's `tokenizers`; one like the bundled model's is read by `unigram`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._table = cached_table(path)
-        self._table_chars = TABLE_CHARS
         if self._table is None:
             self._rust  # noqa: B018  a file that is no tokenizer is refused here
             cache_table(path)
-        self.vocab_size: int = len(self._table) if self._table else self._rust.get_vocab_size()
+            self._table = cached_table(path)
+        self.vocab_size: int = self._table.vocab_size if self._table else self._rust.get_vocab_size()
 
     @cached_property
     def _rust(self) -> Any:
@@ -132,9 +127,8 @@ class FileTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_utf8(text) for text in texts]
-        self._table_chars -= sum(map(len, clean))
-        if self._table is not None and self._table_chars >= 0:
-            return [self._table.encode(text) for text in clean]
+        if self._table is not None:
+            return self._table.encode_batch(clean)
         return [encoding.ids for encoding in self._rust.encode_batch_fast(clean, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:

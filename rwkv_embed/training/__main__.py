@@ -49,7 +49,9 @@ def main() -> None:
     tokenizer, table, importance = choose_vocabulary(lines, work)
     cache_targets(lines, work)
     targets = data.load_targets(work, lines)
-    sources = loop.Sources(tokenize(lines, tokenizer, work), targets, read_rows(options.corpus, tokenizer, work))
+    sources = loop.Sources(
+        tokenize(lines, tokenizer, work), targets, read_rows(options.corpus, tokenizer, work)
+    )
     table[FIRST_PIECE:] = table[FIRST_PIECE:] @ np.load(work / "projection.npy")
 
     bag = Bag(torch.from_numpy(table), torch.from_numpy(importance))

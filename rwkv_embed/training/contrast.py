@@ -126,7 +126,9 @@ def read_rows(corpus: Path, tokenizer: Tokenizer, block: int = 2_000) -> Rows:
     )
 
 
-def _blocks(corpus: Path, sources: list[str], block: int) -> Iterator[list[tuple[int, list[tuple[str, str]]]]]:
+def _blocks(
+    corpus: Path, sources: list[str], block: int
+) -> Iterator[list[tuple[int, list[tuple[str, str]]]]]:
     part: list[tuple[int, list[tuple[str, str]]]] = []
     for number, source in enumerate(sources):
         in_order = source in DOCUMENTS or source in QUESTIONS
@@ -209,7 +211,9 @@ class Pairs:
         left = self._draw("translations", count)
         right = [self._partner(int(text)) for text in left]
         texts = self.rows.text
-        return Drawn([texts(int(i)) for i in left], [texts(i) for i in right], self.rows.row[left].astype(np.int64))
+        return Drawn(
+            [texts(int(i)) for i in left], [texts(i) for i in right], self.rows.row[left].astype(np.int64)
+        )
 
     def surroundings(self, count: int) -> Drawn:
         left, right = [], []
@@ -238,13 +242,19 @@ class Pairs:
             if text is None or rows.source[r] != rows.source[row]:
                 break
             window.append(text)
-        candidates = [(i, found) for i in range(len(window)) if (found := self._find(row + i, asked)) is not None]
+        candidates = [
+            (i, found) for i in range(len(window)) if (found := self._find(row + i, asked)) is not None
+        ]
         if len(window) < 2 or not candidates:
             return None
         place, sentence = candidates[int(self.random.integers(len(candidates)))]
         if self.random.random() < MISSING:
             del window[place]
-        return self._excerpt(rows.text(sentence)), np.concatenate([rows.text(i) for i in window])[:MAX_TOKENS], size
+        return (
+            self._excerpt(rows.text(sentence)),
+            np.concatenate([rows.text(i) for i in window])[:MAX_TOKENS],
+            size,
+        )
 
     def _excerpt(self, tokens: Tokens, shortest: int = 4, longest: int = 20) -> Tokens:
         """Some tokens in a row, as many as a question has."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4
 from rwkv_embed.training.model import RWKV7Embedder, importance_reach
 
-
 STEP = 0.7  # of a row of unit size; a value takes 2.7 bits in the wheel then, and training gets used to it
 
 

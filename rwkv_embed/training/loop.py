@@ -124,7 +124,9 @@ def train(
     dense = {name: p for name, p in module.named_parameters() if name != "emb" and p.requires_grad}
     careful = [p for name, p in dense.items() if module.inherited(name)]
     fresh = [p for name, p in dense.items() if not module.inherited(name)]
-    optimizer = torch.optim.AdamW([{"params": careful}, {"params": fresh}], betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": careful}, {"params": fresh}], betas=(0.9, 0.98), weight_decay=0.0
+    )
     rates = (schedule.rate * INHERITED_RATE, schedule.rate)
     progress = {"step": 0, "tokens": 0, "texts": 0, "minutes": 0.0}
     if checkpoint.exists():
@@ -145,7 +147,9 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         (losses @ weights).backward()
         nn.utils.clip_grad_norm_(dense.values(), 1.0)
-        factor = min(1.0, (progress["step"] + 1) / WARM_UP_STEPS) * (1 - progress["minutes"] / schedule.minutes)
+        factor = min(1.0, (progress["step"] + 1) / WARM_UP_STEPS) * (
+            1 - progress["minutes"] / schedule.minutes
+        )
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimizer.step()

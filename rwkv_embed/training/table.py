@@ -5,7 +5,6 @@ from torch import Tensor
 
 from rwkv_embed.packing import LEVELS
 
-
 RARE_BOOST = 2.0  # a row's n-th step is 1 + this / sqrt(n) times as long: rare words learn from few texts
 
 

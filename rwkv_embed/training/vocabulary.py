@@ -38,6 +38,7 @@ def count_pieces(pieces: Sequence[Piece], unknown: int, batches: Iterable[list[s
     for texts in batches:
         for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             np.add.at(counts, encoding.ids, 1)
+    counts[unknown] = 0  # no piece
     return counts
 
 

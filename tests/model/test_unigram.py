@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from rwkv_embed import tokenizer as tokenizers_of_ours
 from rwkv_embed.hub import DEFAULT
 from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training.vocabulary import build_tokenizer
@@ -33,13 +32,18 @@ def table(file: Path) -> UnigramTable:
     return table
 
 
+def encode(table: UnigramTable, text: str) -> list[int]:
+    return table.encode_batch([text])[0]
+
+
 def test_ids_known_by_hand(table: UnigramTable) -> None:
     space = 258 + 5
-    assert table.encode("ba") == [space, 258 + 3]
-    assert table.encode("a") == [258 + 6]
-    assert table.encode("世b\x00") == [space, 258 + 8, 258 + 1, 2]
-    assert table.encode("") == []
-    assert len(table) == 258 + len(PIECES) and table[0] == b"<0x00>"
+    assert encode(table, "ba") == [space, 258 + 3]
+    assert encode(table, "a") == [258 + 6]
+    assert encode(table, "世b\x00") == [space, 258 + 8, 258 + 1, 2]
+    assert encode(table, "") == []
+    assert encode(table, "ab\u3000\u2028 ba") == [258 + 6, 258 + 1, space, 258 + 3]
+    assert table.vocab_size == 258 + len(PIECES)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +52,9 @@ def exact() -> Tokenizer:
 
 
 @settings(deadline=None)
-@given(text=st.text(st.sampled_from("abé世界 \n<eos>0xF")) | st.text())
+@given(text=st.text(st.sampled_from("abé世界 \n\u2028\u3000▁ﬁ<eos>0xF")) | st.text())
 def test_same_tokens_as_tokenizers(table: UnigramTable, exact: Tokenizer, text: str) -> None:
-    assert table.encode(text) == exact.encode(text, add_special_tokens=False).ids
+    assert encode(table, text) == exact.encode(text, add_special_tokens=False).ids
 
 
 def test_same_tokens_with_the_bundled_vocabulary() -> None:
@@ -60,19 +64,9 @@ def test_same_tokens_with_the_bundled_vocabulary() -> None:
     samples = sorted((Path(__file__).parents[2] / "data/sample/udhr").glob("*.md"))
     texts = [file.read_text("utf-8")[200:270] for file in samples]
     assert len(texts) > 50
-    assert [table.encode(text) for text in texts] == [
+    assert table.encode_batch(texts) == [
         encoding.ids for encoding in exact.encode_batch(texts, add_special_tokens=False)
     ]
-
-
-def test_many_characters_are_left_to_tokenizers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers_of_ours, "TABLE_CHARS", 10)
-    tokenizer = FileTokenizer(file)
-    first = tokenizer.encode_batch(["abab", "aba"])
-    assert "_rust" not in vars(tokenizer)
-    assert tokenizer.encode_batch(["abab", "aba"]) == first
-    assert "_rust" in vars(tokenizer)
-    assert tokenizer.vocab_size == 258 + len(PIECES) and tokenizer.decode(first[0]) == "abab"
 
 
 def test_a_damaged_cache_is_made_again(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

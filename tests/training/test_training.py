@@ -12,9 +12,9 @@ import zstandard
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
 from rwkv_embed.training import contrast, loop
 from rwkv_embed.training.data import Texts
+from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
-from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.table import RARE_BOOST, TokenTable, rounded
 from rwkv_embed.training.vocabulary import build_tokenizer, prune
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
