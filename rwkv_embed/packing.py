@@ -50,10 +50,10 @@ def pack_int4(
     """
     groups = table.reshape(len(table), table.shape[1] // GROUP, GROUP)
     widths = np.abs(groups).max(-1) / LEVELS if steps is None else np.broadcast_to(steps, groups.shape[:2])
-    scale = widths.astype(np.float16)
+    scale: NDArray[np.float16] = widths.astype(np.float16)
     step = np.maximum(scale.astype(np.float32), 1e-8)[..., None]
     codes = (np.clip(np.rint(groups / step), -LEVELS, LEVELS) + 8).astype(np.uint8).reshape(table.shape)
-    return codes[:, 0::2] | codes[:, 1::2] << 4, scale
+    return np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4, dtype=np.uint8), scale
 
 
 def unpack_int4(packed: NDArray[np.uint8], scale: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """The tokenizer of the bundled model in C: ready at once, and several times as fast as `tokenizers`.
 
-`tokenizers` builds a trie of all pieces whenever it reads a tokenizer.json, which takes longer than all else that a
-search on the command line does. Here the trie is a file in the user's cache, made when the tokenizer.json is first
-read and named after its hash, and `unigram.c` finds the best segmentation in it. The tokens are the same.
+`tokenizers` builds a trie of all pieces whenever it reads a tokenizer.json, which takes longer than all else
+that a search on the command line does. Here the trie is a file in the user's cache, made when the tokenizer.json
+is first read and named after its hash, and `unigram.c` finds the best segmentation in it. The tokens are the same.
 
 The file is a .safetensors: `bytes`, `children`, `tokens` (the trie of unigram.c) and `scores` (V,) by id.
 """
@@ -31,8 +31,14 @@ PRE_TOKENIZER = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "a
 
 
 class _Vocabulary(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("bytes", "children", "tokens", "scores", "of_byte")]
-    _fields_ += [("unknown", ctypes.c_double)]
+    _fields_ = (
+        ("bytes", ctypes.c_void_p),
+        ("children", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("of_byte", ctypes.c_void_p),
+        ("unknown", ctypes.c_double),
+    )
 
 
 @cache
@@ -147,10 +153,11 @@ def _trie(pieces: Sequence[bytes], ids: NDArray[np.int32]) -> dict[str, NDArray[
     joined = b"".join(pieces)
     ends = np.cumsum([len(piece) for piece in pieces])
     bytes_ = np.empty(len(joined) + 1, np.uint8)
-    children, tokens, *scratch = (np.empty(len(joined) + 2, np.int32) for _ in range(5))
-    arrays = (bytes_, children, tokens, *scratch)
+    children, tokens, first, last, depth = (np.empty(len(joined) + 2, np.int32) for _ in range(5))
     nodes = _library().unigram_build(
-        len(pieces), joined, ends.ctypes.data, ids.ctypes.data, *(array.ctypes.data for array in arrays)
+        len(pieces),
+        joined,
+        *(array.ctypes.data for array in (ends, ids, bytes_, children, tokens, first, last, depth)),
     )
     return {"bytes": bytes_[:nodes], "children": children[: nodes + 1], "tokens": tokens[:nodes]}
 

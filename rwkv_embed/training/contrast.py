@@ -90,8 +90,8 @@ class Rows:
     @classmethod
     def load(cls, path: Path) -> "Rows":
         with np.load(path) as file:
-            arrays = (file[name] for name in ("tokens", "offsets", "language", "row", "source"))
-            return cls(*arrays, names=json.loads(str(file["names"])))
+            arrays = {name: file[name] for name in ("tokens", "offsets", "language", "row", "source")}
+            return cls(**arrays, names=json.loads(str(file["names"])))
 
     def text(self, index: int) -> Tokens:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]][:MAX_TOKENS]
@@ -208,15 +208,14 @@ class Pairs:
         return other + (other >= text)
 
     def translations(self, count: int) -> Drawn:
-        left = self._draw("translations", count)
-        right = [self._partner(int(text)) for text in left]
-        texts = self.rows.text
-        return Drawn(
-            [texts(int(i)) for i in left], [texts(i) for i in right], self.rows.row[left].astype(np.int64)
-        )
+        chosen = self._draw("translations", count)
+        left = [self.rows.text(int(text)) for text in chosen]
+        right = [self.rows.text(self._partner(int(text))) for text in chosen]
+        return Drawn(left, right, self.rows.row[chosen].astype(np.int64))
 
     def surroundings(self, count: int) -> Drawn:
-        left, right = [], []
+        left: list[Tokens] = []
+        right: list[Tokens] = []
         while len(left) < count:
             text = int(self._draw("documents", 1)[0])
             ours, theirs = int(self.rows.language[text]), int(self.rows.language[self._partner(text)])
@@ -250,11 +249,8 @@ class Pairs:
         place, sentence = candidates[int(self.random.integers(len(candidates)))]
         if self.random.random() < MISSING:
             del window[place]
-        return (
-            self._excerpt(rows.text(sentence)),
-            np.concatenate([rows.text(i) for i in window])[:MAX_TOKENS],
-            size,
-        )
+        paragraph = np.concatenate([rows.text(i) for i in window])[:MAX_TOKENS]
+        return self._excerpt(rows.text(sentence)), paragraph, size
 
     def _excerpt(self, tokens: Tokens, shortest: int = 4, longest: int = 20) -> Tokens:
         """Some tokens in a row, as many as a question has."""
@@ -263,7 +259,9 @@ class Pairs:
         return tokens[start : start + size]
 
     def questions(self, count: int) -> Drawn:
-        left, right, meaning = [], [], []
+        left: list[Tokens] = []
+        right: list[Tokens] = []
+        meaning: list[int] = []
         while len(left) < count:
             row = int(self.rows.row[self._draw("questions", 1)[0]])
             for r in range(row, min(row + NEIGHBOURS, len(self.rows.source))):
