@@ -48,10 +48,12 @@ def _library() -> Any:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    library.unigram_build.restype = ctypes.c_int64
-    library.unigram_build.argtypes = [ctypes.c_int64] + [ctypes.c_void_p] * 9
+    size: type[ctypes._SimpleCData[Any]] = ctypes.c_int64
+    pointer: type[ctypes._SimpleCData[Any]] = ctypes.c_void_p
+    library.unigram_build.restype = size
+    library.unigram_build.argtypes = [size] + [pointer] * 9
     library.unigram_encode.restype = None
-    library.unigram_encode.argtypes = [ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 8
+    library.unigram_encode.argtypes = [pointer, size] + [pointer] * 8
     return library
 
 
