@@ -4,8 +4,8 @@
     X.int4   (rows, columns/2) uint8    X.scale  (rows, columns/32)     one scale for 32 columns
 
 A value is its integer times its scale. Four-bit columns 2j and 2j + 1 lie in the low and the high half of a
-byte, each plus 8. The bundled model's table has the same wide steps in every row: its 200,000 vectors are then
-full of equal codes and of equal scales, and 43 MB are 27 MB in the wheel.
+byte, each plus 8. The bundled model's table has the same few wide steps in every row: its 250,000 vectors are
+then full of equal codes and of equal scales, which the wheel compresses to little more than half.
 """
 
 from typing import Literal
@@ -45,11 +45,11 @@ def pack_int4(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """(V, C) -> packed (V, C/2) and scales (V, C/32).
 
-    Every value is kept within half a step of its group: a seventh of the largest, or `steps` (C/32,), the same
-    for all rows, where it lies within seven of them.
+    Every value is kept within half a step of its group: a seventh of the largest, or the one in `steps` (V, C/32)
+    where the value lies within seven of them.
     """
     groups = table.reshape(len(table), table.shape[1] // GROUP, GROUP)
-    widths = np.abs(groups).max(-1) / LEVELS if steps is None else np.broadcast_to(steps, groups.shape[:2])
+    widths = np.abs(groups).max(-1) / LEVELS if steps is None else steps
     scale: NDArray[np.float16] = widths.astype(np.float16)
     step = np.maximum(scale.astype(np.float32), 1e-8)[..., None]
     codes = (np.clip(np.rint(groups / step), -LEVELS, LEVELS) + 8).astype(np.uint8).reshape(table.shape)

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 
-VOCABULARY = 110_000
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
 CAP = 12_000  # texts of a language that are counted for the vocabulary
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
@@ -83,7 +82,7 @@ def choose_vocabulary(
     if not kept.exists():
         log.info("choosing the vocabulary")
         counts = vocabulary.count_pieces(teacher.pieces, teacher.unk, capped(lines))
-        chosen = vocabulary.prune(teacher.pieces, counts, VOCABULARY - FIRST_PIECE)
+        chosen = vocabulary.by_use(teacher.pieces, counts)
         vectors = teacher.encode_tokens([[teacher.bos, i, teacher.eos] for i in chosen])
         np.savez(kept, chosen=chosen, counts=counts[chosen], vectors=vectors)
     with np.load(kept) as file:
@@ -96,7 +95,7 @@ def choose_vocabulary(
     vocabulary.centre_by_script(vectors, pieces, probability * rarity)
     extra = np.random.default_rng(0).normal(scale=0.05, size=(FIRST_PIECE, WIDTH)).astype(np.float32)
     importance = np.concatenate([np.zeros(FIRST_PIECE), rarity]).astype(np.float32)
-    return tokenizer, np.concatenate([extra, vectors]), importance
+    return FileTokenizer(work / "tokenizer.json"), np.concatenate([extra, vectors]), importance
 
 
 def capped(lines: list[corpus.Line], block: int = 20_000) -> list[list[str]]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training.corpus import MAX_CHARS, MIN_CHARS, read_jsonl
 
 Tokens = NDArray[np.int32]
@@ -107,11 +107,9 @@ def read_rows(corpus: Path, tokenizer: Tokenizer, block: int = 2_000) -> Rows:
     row: list[int] = []
     source: list[int] = []
     for part in _blocks(corpus, sources, block):
-        encoded = tokenizer.encode_batch_fast(
-            [text for _, texts in part for _, text in texts], add_special_tokens=False
-        )
-        tokens += [np.array(e.ids, np.int32) for e in encoded]
-        lengths += [len(e.ids) for e in encoded]
+        encoded = tokenizer.encode_batch([text for _, texts in part for _, text in texts])
+        tokens += [np.array(ids, np.int32) for ids in encoded]
+        lengths += [len(ids) for ids in encoded]
         for number, texts in part:
             row += [len(source)] * len(texts)
             language += [languages.setdefault(name, len(languages)) for name, _ in texts]

@@ -16,8 +16,8 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training.corpus import Line
 
 WHITENING = 0.5  # 0: the teacher's space as it is, 1: every axis alike
@@ -58,9 +58,9 @@ def tokenize(lines: list[Line], tokenizer: Tokenizer, block: int = 20_000) -> Te
                 sorted(line.texts.items()), min(LANGUAGES_PER_LINE, len(line.texts))
             )
         ]
-        encoded = tokenizer.encode_batch_fast([text for _, _, text in part], add_special_tokens=False)
-        tokens += [np.array(e.ids, np.int32) for e in encoded]
-        lengths += [len(e.ids) for e in encoded]
+        encoded = tokenizer.encode_batch([text for _, _, text in part])
+        tokens += [np.array(ids, np.int32) for ids in encoded]
+        lengths += [len(ids) for ids in encoded]
         owners += [i for i, _, _ in part]
         languages += [names[lang] for _, lang, _ in part]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

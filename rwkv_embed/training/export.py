@@ -17,20 +17,22 @@ from torch import Tensor
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4
 from rwkv_embed.training.model import RWKV7Embedder, importance_reach
 
-STEP = 0.7  # of a row of unit size; a value takes 2.7 bits in the wheel then, and training gets used to it
+# Steps of a row of unit size. A value takes 2.7 or 2.3 bits in the wheel then, and training gets used to it.
+FREQUENT, FREQUENT_STEP = 100_000, 0.7  # tokens are numbered by use
+RARE_STEP = 1.1
 
 
-def shipped_steps(C: int) -> NDArray[np.float32]:
-    """(C/32,) steps of the packed table; the last group holds the importance, which reaches further."""
-    steps = np.full(C // GROUP, STEP, np.float32)
-    steps[-1] = importance_reach(C) / LEVELS
+def shipped_steps(tokens: NDArray[np.int64], C: int) -> NDArray[np.float32]:
+    """(n, C/32) steps of the tokens' packed rows; the last group holds the importance, which reaches further."""
+    steps = np.where(tokens < FREQUENT, FREQUENT_STEP, RARE_STEP)[:, None].repeat(C // GROUP, axis=1)
+    steps[:, -1] = importance_reach(C) / LEVELS
     return steps.astype(np.float16).astype(np.float32)
 
 
 def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
     """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
     rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
-    packed, scale = pack_int4(rows.numpy(), shipped_steps(rows.shape[1]))
+    packed, scale = pack_int4(rows.numpy(), shipped_steps(np.arange(len(rows)), rows.shape[1]))
     tensors: dict[str, NDArray[Any]] = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
     for name, values in model.state_dict().items():
         full = name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else f"rwkv.{name}"

@@ -72,7 +72,7 @@ def encode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct tokens of the batch, their rows (which get the gradient), and the texts' vectors (B, C)."""
     distinct, rows, index = table.gather(packed)
-    steps = torch.from_numpy(shipped_steps(rows.shape[1])).repeat_interleave(GROUP)
+    steps = torch.from_numpy(shipped_steps(distinct.numpy(), rows.shape[1])).repeat_interleave(GROUP, dim=1)
     return distinct, rows, module(rounded(rows, steps), index, starts)
 
 

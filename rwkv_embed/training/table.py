@@ -5,8 +5,6 @@ from torch import Tensor
 
 from rwkv_embed.packing import LEVELS
 
-RARE_BOOST = 2.0  # a row's n-th step is 1 + this / sqrt(n) times as long: rare words learn from few texts
-
 
 class TokenTable:
     """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used)."""
@@ -29,7 +27,7 @@ class TokenTable:
         distinct, index = torch.unique(tokens, return_inverse=True)
         return distinct, self.weight[distinct].requires_grad_(), index
 
-    def update(self, distinct: Tensor, grad: Tensor, rate: float | Tensor) -> None:
+    def update(self, distinct: Tensor, grad: Tensor, rate: float) -> None:
         """One Adam step on the rows that were used."""
         self.steps[distinct] += 1
         steps = self.steps[distinct, None]
@@ -37,12 +35,11 @@ class TokenTable:
         square = self.square[distinct].lerp_(grad.square(), 1 - self.beta2)
         self.mean[distinct], self.square[distinct] = mean, square
         scale = (square / (1 - self.beta2**steps)).sqrt_().add_(1e-8)
-        rate = rate * (1 + RARE_BOOST / steps.sqrt())
         self.weight[distinct] -= rate * (mean / (1 - self.beta1**steps)) / scale
 
 
 def rounded(rows: Tensor, steps: Tensor) -> Tensor:
-    """Rows of unit size as they will be shipped, in whole `steps` (C,); the gradient passes straight through."""
+    """Rows of unit size as they will be shipped, in whole `steps` (n, C); the gradient passes straight through."""
     unit = rows / rows.square().mean(1, keepdim=True).sqrt()
     codes = (unit / steps).round().clamp(-LEVELS, LEVELS)
     return unit + (codes * steps - unit).detach()

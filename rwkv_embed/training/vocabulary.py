@@ -1,7 +1,7 @@
-"""The default model's vocabulary: the teacher's unigram pieces, pruned to what the size budget holds.
+"""The default model's vocabulary: all of the teacher's unigram pieces, the most used first, and the 256 bytes.
 
-A unigram model re-segments a text without the missing pieces, so pruning costs rare words only; single
-characters and the 256 byte tokens are kept, so that every text has tokens.
+Pruned to 110,000 pieces, Arabic texts had 38 % more tokens and Russian ones 25 %, fragments without a meaning of
+their own, and every figure was lower by 0.03 to 0.05 (docs/log.md).
 """
 
 import unicodedata
@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 EOS = "<eos>"
 UNK = "<unk>"
+NO_PIECES = {"<s>", "</s>", "<pad>", "<mask>", UNK}
 SPECIAL_SCORE = 0.0
 BYTE_SCORE = -20.0  # below every piece, so that bytes are the last resort
 
@@ -23,7 +24,8 @@ def build_tokenizer(pieces: Sequence[Piece]) -> Tokenizer:
     """Ids: 0 EOS, 1 unknown (never produced, bytes come first), 2-257 bytes, then the pieces."""
     vocabulary = [(EOS, SPECIAL_SCORE), (UNK, SPECIAL_SCORE)]
     vocabulary += [(f"<0x{byte:02X}>", BYTE_SCORE) for byte in range(256)]
-    tokenizer = Tokenizer(models.Unigram([*vocabulary, *pieces], 1, True))
+    vocabulary += [(piece, round(score, 3)) for piece, score in pieces]  # half the file's compressed size
+    tokenizer = Tokenizer(models.Unigram(vocabulary, 1, True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement="▁")])
@@ -42,15 +44,10 @@ def count_pieces(pieces: Sequence[Piece], unknown: int, batches: Iterable[list[s
     return counts
 
 
-def prune(pieces: Sequence[Piece], counts: NDArray[np.int64], size: int) -> list[int]:
-    """Indices of the pieces to keep: every used single character, then the most used."""
-    single = [i for i, (piece, _) in enumerate(pieces) if len(piece.strip("▁")) <= 1 and counts[i] > 0]
-    kept = set(single)
-    for index in np.argsort(-counts, kind="stable"):
-        if len(kept) == size or counts[index] == 0:
-            break
-        kept.add(int(index))
-    return sorted(kept, key=lambda i: (-counts[i], i))
+def by_use(pieces: Sequence[Piece], counts: NDArray[np.int64]) -> list[int]:
+    """Indices of the pieces, the most used first; of equally used ones the more probable."""
+    kept = [i for i, (piece, _) in enumerate(pieces) if piece not in NO_PIECES]
+    return sorted(kept, key=lambda i: (-counts[i], -pieces[i][1]))
 
 
 def centre_by_script(

@@ -1,7 +1,6 @@
 """The training machinery against the slow obvious one: kernel, table, bag, packing, mixture."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,14 @@ import torch
 import zstandard
 
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
+from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training import contrast, loop
 from rwkv_embed.training.data import Texts
 from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
-from rwkv_embed.training.table import RARE_BOOST, TokenTable, rounded
-from rwkv_embed.training.vocabulary import build_tokenizer, prune
+from rwkv_embed.training.table import TokenTable, rounded
+from rwkv_embed.training.vocabulary import build_tokenizer, by_use
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
 
 STARTS = torch.tensor([0, 1, 16, 33, 70])  # lengths 1, chunk - 1, chunk + 1 and more than two chunks
@@ -81,13 +81,12 @@ def test_a_text_does_not_depend_on_its_neighbours() -> None:
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_table_update_is_adam_on_the_rows_used_with_longer_first_steps() -> None:
+def test_table_update_is_adam_on_the_rows_used() -> None:
     torch.manual_seed(0)
     table = TokenTable(torch.randn(10, 4))
     dense = table.weight.clone().requires_grad_()
-    adam = torch.optim.Adam([dense], betas=(0.9, 0.98))
-    for step in (1, 2, 3):
-        adam.param_groups[0]["lr"] = 0.1 * (1 + RARE_BOOST / math.sqrt(step))
+    adam = torch.optim.Adam([dense], lr=0.1, betas=(0.9, 0.98))
+    for _ in range(3):
         distinct, rows, index = table.gather(torch.tensor([7, 2, 7]))
         rows[index].square().sum().backward()
         table.update(distinct, rows.grad, 0.1)
@@ -117,30 +116,23 @@ def test_int4_packing_keeps_every_value_within_half_a_step() -> None:
 
 def test_training_sees_the_rows_that_are_shipped() -> None:
     table = torch.randn(20, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    steps = shipped_steps(128)
-    seen = rounded(table, torch.from_numpy(steps).repeat_interleave(GROUP))
+    steps = shipped_steps(np.arange(99_990, 100_010), 128)
+    seen = rounded(table, torch.from_numpy(steps).repeat_interleave(GROUP, dim=1))
     unit = table / table.square().mean(1, keepdim=True).sqrt()
     packed, scale = pack_int4(unit.detach().numpy(), steps)
-    assert (scale == scale[0]).all()
+    assert (scale[:10] == scale[0]).all() and (scale[10:] == scale[10]).all()
+    assert len(np.unique(scale)) == 3
     assert np.abs(unpack_int4(packed, scale) - seen.detach().numpy()).max() < 1e-6
     (seen * torch.arange(128)).sum().backward()
     straight = torch.autograd.grad((unit * torch.arange(128)).sum(), table)[0]
     assert torch.equal(table.grad, straight)
 
 
-def test_vocabulary_keeps_single_characters_and_has_tokens_for_every_text() -> None:
-    pieces = [
-        ("▁the", -2.0),
-        ("▁", -3.0),
-        ("t", -6.0),
-        ("h", -6.0),
-        ("e", -6.0),
-        ("▁then", -5.0),
-        ("n", -6.0),
-    ]
-    kept = prune(pieces, np.array([9, 5, 1, 1, 1, 2, 1]), size=6)
-    assert [pieces[i][0] for i in kept] == ["▁the", "▁", "t", "h", "e", "n"]
-    tokenizer = build_tokenizer([pieces[i] for i in kept])
+def test_vocabulary_is_ordered_by_use_and_has_tokens_for_every_text() -> None:
+    pieces = [("<s>", 0.0), ("▁the", -2.0), ("▁", -3.0), ("h", -6.0), ("e", -5.0), ("n", -6.0)]
+    order = by_use(pieces, np.array([0, 9, 1, 5, 1, 1]))
+    assert [pieces[i][0] for i in order] == ["▁the", "h", "▁", "e", "n"]
+    tokenizer = build_tokenizer([pieces[i] for i in order])
     assert tokenizer.encode("the  then", add_special_tokens=False).tokens == ["▁the", "▁the", "n"]
     assert tokenizer.decode(tokenizer.encode("the 数𓀀", add_special_tokens=False).ids) == "the 数𓀀"
 
@@ -173,11 +165,16 @@ def rows(tmp_path: Path) -> contrast.Rows:
             if source == "pair_nativeqa":
                 for question in ("wer?", "was?"):
                     file.write(json.dumps({"l": "de", "q": question, "p": "Das ist die Passage."}) + "\n")
-    return contrast.read_rows(tmp_path, build_tokenizer([(f"▁{c}", -1.0) for c in "abc"]))
+    return contrast.read_rows(tmp_path, letters(tmp_path))
 
 
-def test_pairs_belong_together(rows: contrast.Rows) -> None:
-    tokenizer = build_tokenizer([(f"▁{c}", -1.0) for c in "abc"])
+def letters(folder: Path) -> FileTokenizer:
+    build_tokenizer([(f"▁{c}", -1.0) for c in "abc"]).save(str(folder / "tokenizer.json"))
+    return FileTokenizer(folder / "tokenizer.json")
+
+
+def test_pairs_belong_together(rows: contrast.Rows, tmp_path: Path) -> None:
+    tokenizer = letters(tmp_path)
     pairs = contrast.Pairs(rows, seed=0)
 
     def words(tokens: np.ndarray) -> list[str]:
