@@ -90,10 +90,8 @@ def test_equals_the_reference_implementation(
 def test_equals_the_reference_implementation_with_extreme_decays(
     references: dict[tuple[str, int], Path], version: Version, sequential: bool
 ) -> None:
-    """States that forget nothing grow until float32 rounds off more than 1e-4, in their arithmetic as in ours.
-
-    float64 tells how much. Where they are within 1e-4 of it, so is the difference; elsewhere it may be twice what
-    they lost; and nowhere may we have lost more than they did.
+    """States that forget nothing grow to 150. Against float64 both lose up to 4e-4 of them, nearly all by the same
+    rounding of the decay; we may not lose more than they do, but for a tenth.
     """
     path = references[version, -1]
     expected: list[Tensor] = torch.load(f"{path}.reference", weights_only=True)
@@ -102,16 +100,9 @@ def test_equals_the_reference_implementation_with_extreme_decays(
     logits, state = load_model(path).forward(TOKENS, full_output=True, sequential=sequential)
 
     for mine, theirs, true in zip([logits, *state.tensors], expected, exact, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
         my_loss, their_loss = ((x.double() - true).abs().max().item() for x in (mine, theirs))
-        difference = (mine - theirs).abs().max().item()
-        print(
-            version,
-            sequential,
-            tuple(mine.shape),
-            f"{true.abs().max():.3g} mine {my_loss:.2e} theirs {their_loss:.2e} diff {difference:.2e}",
-        )
-        assert difference <= (1e-4 if their_loss <= 1e-4 else 2 * their_loss)
-        assert my_loss <= max(1e-4, their_loss)
+        assert my_loss <= max(1e-4, 1.1 * their_loss)
 
 
 def _extreme_weights(version: Version) -> dict[str, Tensor]:
@@ -123,13 +114,11 @@ def _in_float64(path: Path, weights: dict[str, Tensor]) -> list[Tensor]:
     model = load_model(path)
     for layer in model.layers:
         prefix = f"blocks.{layer.index}."
-        own = {
-            name.removeprefix(prefix): x.double() for name, x in weights.items() if name.startswith(prefix)
-        }
         for name, matrix in layer.matrices.items():
-            matrix.values = own.pop(f"{name}.weight")
-        layer.vectors.clear()
-        layer.vectors.update(own)
+            matrix.values = weights[f"{prefix}{name}.weight"].double()
+        for name, vector in layer.vectors.items():
+            if prefix + name in weights:  # others are derived from these
+                layer.vectors[name] = weights[prefix + name].double().view(vector.shape)
         model.prepare(layer)
     table = weights["emb.weight"].double()
     model._emb = lambda tokens: table[tokens]
