@@ -26,15 +26,20 @@ class Contender:
     hidden: Callable[[list[int]], object] | None = None
 
 
-def random_rwkv7(n_layer: int, n_embd: int, vocab: int, lora: int = 32) -> dict[str, np.ndarray]:
-    """Weights in the official layout; the speed of a model does not depend on what it has learned."""
+def random_rwkv7(
+    n_layer: int, n_embd: int, vocab: int, lora: int = 32, head: bool = False
+) -> dict[str, np.ndarray]:
+    """Weights in the official layout; the speed of a model does not depend on what it has learned.
+
+    Without `head` the vocabulary head, which a vector does not need, has one row.
+    """
     rng = np.random.default_rng(7)
     C = n_embd
 
     def normal(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape, np.float32)) * np.float32(shape[-1] ** -0.5)
 
-    z = {"emb.weight": normal(vocab, C), "head.weight": normal(1, C)}
+    z = {"emb.weight": normal(vocab, C), "head.weight": normal(vocab if head else 1, C)}
     norms = ["ln_out", "blocks.0.ln0"]
     for i in range(n_layer):
         b = f"blocks.{i}."

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_embed.checkpoint import NewTensor, write_safetensors
 from rwkv_embed.models import load_model
+from rwkv_embed.tensor_files import NewTensor, write_safetensors
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkv_embed.backends import runs_fast
-from rwkv_embed.checkpoint import Checkpoint, NewTensor, Scale, open_checkpoint, write_safetensors
+from rwkv_embed.checkpoint import Checkpoint, Scale, open_checkpoint
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import ModelFiles
+from rwkv_embed.tensor_files import NewTensor, write_safetensors
 from rwkv_embed.tokenizer import describe_tokenizer
 
 if TYPE_CHECKING:

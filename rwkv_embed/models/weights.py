@@ -26,7 +26,7 @@ class Matrix:
         self.scale = scale  # (out,) float32 of an int8 matrix
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.values.dtype == torch.float32:
+        if self.values.dtype == x.dtype:
             return F.linear(x, self.values)
         y = x.new_empty(*x.shape[:-1], self.values.shape[0])
         for rows in row_blocks(self.values):

@@ -46,26 +46,28 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -
     """As reference.wkv6.
 
     Decays between two tokens are built up as products, never as quotients or differences of logarithms: a
-    channel may forget everything at one token and nothing at the next, and both must stay exact.
+    channel may forget everything at one token and nothing at the next, and both must stay exact. The products and
+    the state between chunks are float64: where the decay is constant its rounding errors all point the same way.
     """
     length = r.shape[1]
     r, k, v = (_to_chunks(x) for x in (r, k, v))  # (B, H, chunks, CHUNK, N)
-    w = _to_chunks(w, padding=1.0)
+    w = _to_chunks(w, padding=1.0).double()
 
     # 1. Scores of each token t for every earlier token s of its chunk, and for itself with the bonus u.
     #    `decay` row t is the product of w over s < i < t; row CHUNK reaches to the chunk's end, s = -1 from
     #    its start.
     scores = r.new_zeros(*r.shape[:-1], CHUNK)
     scores.diagonal(dim1=-2, dim2=-1).copy_((r * u[:, None, None] * k).sum(-1))
-    decay = r.new_ones(*r.shape[:-2], CHUNK + 1, r.shape[-1])
+    decay = w.new_ones(*r.shape[:-2], CHUNK + 1, r.shape[-1])
     to_end = torch.empty_like(k)
     for s in range(CHUNK - 1, -1, -1):
         decay[..., s + 2 :, :] *= w[..., s + 1 : s + 2, :]
         to_end[..., s, :] = decay[..., CHUNK, :]
         later = slice(s + 1, CHUNK)
-        scores[..., later, s] = (r[..., later, :] * decay[..., later, :] * k[..., s : s + 1, :]).sum(-1)
+        seen = r[..., later, :] * decay[..., later, :].to(r.dtype)
+        scores[..., later, s] = (seen * k[..., s : s + 1, :]).sum(-1)
     decay[..., 1:, :] *= w[..., :1, :]
-    from_start, kept = decay[..., :CHUNK, :], decay[..., CHUNK, :]
+    from_start, kept = decay[..., :CHUNK, :].to(r.dtype), decay[..., CHUNK, :]
     y = scores @ v
 
     # 2. What each chunk adds to the state, decayed to the chunk's end; then the state at the start of each
@@ -73,10 +75,10 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -
     added = (k * to_end).transpose(-1, -2) @ v
     starts = []
     for chunk in range(r.shape[2]):
-        starts.append(state)
+        starts.append(state.to(r.dtype))
         state = kept[:, :, chunk, :, None] * state + added[:, :, chunk]
     y = y + (r * from_start) @ torch.stack(starts, dim=2)
-    return _from_chunks(y, length), state
+    return _from_chunks(y, length), state.to(r.dtype)
 
 
 def wkv7(

@@ -1,6 +1,7 @@
 """The lm-eval adapter: its three methods against a direct computation, and a task of local items."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -80,37 +81,137 @@ def test_without_lm_eval_the_install_command_is_named() -> None:
     assert "MissingDependency: lm-eval is not installed; pip install 'rwkv-embed[eval]'" in done.stderr
 
 
+# Items of our own in the schemas of the published tasks, whose configurations come with lm-eval.
+XCOPA = [
+    {
+        "premise": "Gelas itu jatuh ke lantai.",
+        "choice1": "Gelas itu pecah.",
+        "choice2": "Gelas itu tumbuh.",
+        "question": "effect",
+        "label": 0,
+    },
+    {
+        "premise": "Jalan itu basah.",
+        "choice1": "Matahari terbit.",
+        "choice2": "Hujan turun.",
+        "question": "cause",
+        "label": 1,
+    },
+]
+XSTORYCLOZE = [
+    {
+        "input_sentence_1": "Ana planted a seed.",
+        "input_sentence_2": "She gave it water.",
+        "input_sentence_3": "The sun shone for a week.",
+        "input_sentence_4": "One morning she looked again.",
+        "sentence_quiz1": "A green leaf had come up.",
+        "sentence_quiz2": "She had never seen a seed.",
+        "answer_right_ending": 1,
+    }
+]
+XWINOGRAD = [
+    {
+        "sentence": "The trophy does not fit into the suitcase because the _ is too large.",
+        "option1": "trophy",
+        "option2": "suitcase",
+        "answer": "1",
+    },
+    {
+        "sentence": "Tom thanked Ben because _ had helped.",
+        "option1": "Tom",
+        "option2": "Ben",
+        "answer": "2",
+    },
+]
+LAMBADA = [{"text": "He looked for his hat and could not find the hat"}, {"text": "Bees make honey"}]
+
+# What each task asks: (context, continuation) for every answer, and the number of the right one.
+Question = tuple[list[tuple[str, str]], int]
+TASKS: dict[str, tuple[str, list[dict[str, Any]], list[Question]]] = {
+    "xcopa_id": (
+        "test",
+        XCOPA,
+        [
+            ([("Gelas itu jatuh ke lantai maka", f" gelas itu {end}.") for end in ("pecah", "tumbuh")], 0),
+            ([("Jalan itu basah karena", end) for end in (" matahari terbit.", " hujan turun.")], 1),
+        ],
+    ),
+    "xstorycloze_en": (
+        "validation",
+        XSTORYCLOZE,
+        [
+            (
+                [
+                    (
+                        "Ana planted a seed. She gave it water. The sun shone for a week. One morning she looked"
+                        " again.",
+                        end,
+                    )
+                    for end in (" A green leaf had come up.", " She had never seen a seed.")
+                ],
+                0,
+            )
+        ],
+    ),
+    "xwinograd_en": (
+        "test",
+        XWINOGRAD,
+        [
+            (
+                [
+                    (
+                        f"The trophy does not fit into the suitcase because the {thing}",
+                        " is too large.",
+                    )
+                    for thing in ("trophy", "suitcase")
+                ],
+                0,
+            ),
+            ([(f"Tom thanked Ben because {name}", " had helped.") for name in ("Tom", "Ben")], 1),
+        ],
+    ),
+    "lambada_openai": (
+        "test",
+        LAMBADA,
+        [([("He looked for his hat and could not find the", " hat")], 0), ([("Bees make", " honey")], 0)],
+    ),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_runs_a_task_of_local_items(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TASKS)
+def test_lm_eval_runs_the_published_tasks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import simple_evaluate
 
-    items = [
-        {"context": "The sun is", "choices": [" hot", " cold"], "label": 0},
-        {"context": "Ice is", "choices": [" hot", " cold"], "label": 1},
-        {"context": "Two and two are", "choices": [" four", " nine", " ten"], "label": 0},
-    ]
-    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    split, items, questions = TASKS[name]
+    file = tmp_path / "items.jsonl"
+    file.write_text("\n".join(map(json.dumps, items)), "utf-8")
     task = {
-        "task": "local_choice",
+        "task": name,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}, "cache_dir": str(tmp_path)},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{label}}",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(file)}, "cache_dir": str(tmp_path)},
+        **{f"{other}_split": None for other in ("training", "validation", "test") if other != split},
     }
     model = TinyLanguageModel()
-    results = simple_evaluate(adapter.RWKVLM(model), tasks=[task], bootstrap_iters=0)
-    right = 0
-    for item in items:
-        before = [0, *model.tokenizer.encode(item["context"])]
-        scores = [
-            model.log_probability(before + model.tokenizer.encode(choice), len(before))
-            for choice in item["choices"]
-        ]
-        right += scores.index(max(scores)) == item["label"]
-    assert results["results"]["local_choice"]["acc,none"] == pytest.approx(right / 3)
+
+    results = simple_evaluate(
+        adapter.RWKVLM(model), tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True
+    )
+
+    asked = [sample["arguments"] for sample in results["samples"][name]]
+    assert [[tuple(arguments) for arguments in row] for row in asked] == [pairs for pairs, _ in questions]
+    scores = [[_obvious(model, *pair) for pair in pairs] for pairs, _ in questions]
+    if name == "lambada_openai":
+        mean = sum(score for (score,) in scores) / len(scores)
+        assert results["results"][name]["perplexity,none"] == pytest.approx(math.exp(-mean), rel=1e-4)
+    else:
+        right = [row.index(max(row)) == answer for row, (_, answer) in zip(scores, questions, strict=True)]
+        assert results["results"][name]["acc,none"] == pytest.approx(sum(right) / len(right))
+
+
+def _obvious(model: TinyLanguageModel, context: str, continuation: str) -> float:
+    before = [0, *model.tokenizer.encode(context)]
+    return model.log_probability(before + model.tokenizer.encode(continuation), len(before))

@@ -108,6 +108,17 @@ def weights(version: Version, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     return w
 
 
+def extreme(tensors: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """The same with decays of RWKV-4 to 6 from exp(-exp(-8)), which keeps all of 200 tokens, to exp(-exp(2))."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(tensor.shape, generator=generator) * 10 - 8
+        if name.endswith("att.time_decay")
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def save(path: Path, tensors: dict[str, Tensor]) -> Path:
     """Write as .pth or .safetensors, by the suffix."""
     if path.suffix == ".safetensors":

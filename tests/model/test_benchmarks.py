@@ -15,8 +15,8 @@ from benchmarks.seven_billion import measure as measure_large
 from benchmarks.torch_rwkv7 import TorchRWKV7
 from indexer.evaluation import BitextDataset, RetrievalDataset
 from rwkv_embed import hub
-from rwkv_embed.checkpoint import write_safetensors
 from rwkv_embed.ops.fast import FastRWKV7
+from rwkv_embed.tensor_files import write_safetensors
 
 
 def test_plain_torch_path_is_the_same_model():
