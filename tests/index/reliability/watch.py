@@ -19,9 +19,10 @@ SLACK_S = 60  # a busy machine starts Python slowly
 
 
 def look(store: Path, *log: Path) -> str:
-    """What the independent checker finds wrong."""
+    """What the independent checker finds wrong; that it cannot read the store is wrong as well."""
     command = [sys.executable, "-I", HERE / "checker.py", store, *log]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SLACK_S).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SLACK_S)
+    return (done.stdout + done.stderr).strip()
 
 
 def check_opened(store: Path) -> None:
