@@ -26,6 +26,7 @@ from indexer.types import (
 )
 
 if TYPE_CHECKING:
+    from indexer.export_formats import ExportFormat
     from indexer.ingest import Progress
     from indexer.store import Store
     from indexer.vectors import CollectionVectors, VectorIndex
@@ -184,11 +185,12 @@ class Collection:
 
         return stats(self, recall)
 
-    def export(self, path: str | Path) -> int:
-        """Write the collection with its vectors as JSON lines; how many documents. See `indexer.export`."""
+    def export(self, path: str | Path, format: "ExportFormat | None" = None) -> int:
+        """Write the collection, vectors included, as JSON lines or Parquet; how many documents. The name says
+        which (.jsonl, .jsonl.gz, .parquet), unless `format` does. See `indexer.export`."""
         from indexer.export import export_collection
 
-        return export_collection(self, Path(path))
+        return export_collection(self, Path(path), format)
 
     # search and answers
 

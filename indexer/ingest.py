@@ -70,6 +70,7 @@ class Planned:
     languages: Mapping[str, str | None] = field(default_factory=dict)
     state: bytes | None = None  # of the embedder after the whole text, when it is known
     expected_hash: str | None = None  # what the plan was made from; otherwise plan again
+    ids: Sequence[int] = ()  # of new chunks, when they must have certain ones
 
 
 class _Outdated(Exception):
@@ -261,9 +262,9 @@ def _checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str,
 
 def check(document: Document) -> None:
     """LimitExceeded when a document is over one of `indexer.limits` or is not Unicode text and JSON."""
-    for name, text in (("id", document.id), ("title", document.title or ""), ("text", document.text)):
+    for name in ("id", "title", "uri", "language", "text"):
         try:
-            size = len(text.encode())
+            size = len((getattr(document, name) or "").encode())
         except UnicodeEncodeError as error:
             raise LimitExceeded(
                 f"the {name} has a lone surrogate, which is no text, at character {error.start}; remove it"
@@ -283,7 +284,9 @@ def check(document: Document) -> None:
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     try:
-        size = len(json.dumps(metadata, allow_nan=False).encode())
+        size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
+        if not isinstance(metadata, Mapping) or not _keys_are_text(metadata):
+            raise ValueError("it must be an object, and its keys text")
     except (TypeError, ValueError, RecursionError) as error:
         raise LimitExceeded(f"the metadata is not a JSON object: {error}") from None
     if size > limits.MAX_METADATA_BYTES:
@@ -292,6 +295,13 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         raise LimitExceeded(
             f"the metadata is nested {_depth(metadata)} deep, {limits.MAX_METADATA_DEPTH} levels are allowed"
         )
+
+
+def _keys_are_text(value: Any) -> bool:
+    """JSON would make text of other keys, and what comes back would not be what was put in."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(_keys_are_text, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_keys_are_text, value))
 
 
 def _depth(value: Any) -> int:
@@ -592,6 +602,7 @@ def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: 
         "text_hash": plan.hashes[n],
         "checksum": chunk_checksum(chunk.text, language, plan.hashes[n], vector),
         "vector": vector,
+        **({"id": plan.ids[n]} if plan.ids else {}),
     }
 
 

@@ -352,35 +352,44 @@ class CollectionVectors:
         except BuildStopped:
             log.info("the vector index was not finished; the next write builds it")
         except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
-            log.warning("the vector snapshot was not written (%s); nothing is lost", error)
+            log.warning("the vector index was not saved: %s", error)
 
     def save(self, progress: Progress | None = None, wait_s: float = SAVE_WAIT_S) -> View:
         """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
 
-        StoreLocked: another process or thread is still doing it after `wait_s` seconds.
+        StoreLocked: another process or thread is still doing it after `wait_s` seconds. StoreError: the disk is
+        full or failed; what was there before is still good.
         """
-        lock = WriterLock(self.directory / f"{self._collection_id}.lock")
-        self.directory.mkdir(exist_ok=True)
-        with lock.hold("saving the vector index", wait_s):
-            view = self.synchronised()
-            ids = view.ids[view.alive]
-            ann = self._built(view, len(ids), progress)
-            manifest = snapshots.write_snapshot(
-                self.directory,
-                self._collection_id,
-                view.version,
-                self._recipe,
-                ids,
-                (part.astype("<f2") for part in _live_parts(view)),
-                self._dim,
-                *(ann.packed() if ann is not None else (None, None)),
-            )
-            with self._lock:
-                blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
-                if is_small(len(ids), self._dim):
-                    blocks = list(_live_parts(view))
-                alive = np.ones(len(ids), np.bool_)
-                self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
+        try:
+            self.directory.mkdir(exist_ok=True)
+            lock = WriterLock(self.directory / f"{self._collection_id}.lock")
+            with lock.hold("saving the vector index", wait_s):
+                return self._save(progress)
+        except OSError as error:
+            raise StoreError(
+                f"the vector snapshot could not be written ({error}); nothing is lost, vectors are read from SQL"
+            ) from error
+
+    def _save(self, progress: Progress | None) -> View:
+        view = self.synchronised()
+        ids = view.ids[view.alive]
+        ann = self._built(view, len(ids), progress)
+        manifest = snapshots.write_snapshot(
+            self.directory,
+            self._collection_id,
+            view.version,
+            self._recipe,
+            ids,
+            (part.astype("<f2") for part in _live_parts(view)),
+            self._dim,
+            *(ann.packed() if ann is not None else (None, None)),
+        )
+        with self._lock:
+            blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
+            if is_small(len(ids), self._dim):
+                blocks = list(_live_parts(view))
+            alive = np.ones(len(ids), np.bool_)
+            self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
         return self._view
 
     def _built(self, view: View, count: int, progress: Progress | None) -> ApproximateIndex | None:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as npst
 
 from indexer import ann, snapshots, vectors
 from indexer.ann import choose_index
+from indexer.errors import StoreError
 from indexer.store import open_store
 from indexer.types import Document
 from indexer.vectors import View, to_float32
@@ -238,7 +239,7 @@ def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch
             patch.setattr(os, "fsync", failing(os.fsync))
             patch.setattr(os, "replace", failing(os.replace))
             patch.setattr(snapshots, "_write", failing(snapshots._write))
-            with pytest.raises(OSError, match=error.strerror):
+            with pytest.raises(StoreError, match=f"could not be written .*{error.strerror}.*nothing is lost"):
                 collection.index.save()
         assert calls == nth
         assert all_vectors(collection)[0] == expected[0]
@@ -258,7 +259,7 @@ def test_a_full_disk_does_not_fail_an_acknowledged_write(filled, store, monkeypa
     with caplog.at_level(logging.WARNING), reopened(store) as again:
         report = again.collection("default").upsert(Document(f"e{n}", f"extra{n}") for n in range(100))
     assert report.added == 100
-    assert "snapshot was not written ([Errno 28] No space left on device); nothing is lost" in caplog.text
+    assert "not saved: the vector snapshot could not be written ([Errno 28] No space left" in caplog.text
 
 
 def test_deleted_bytes_come_back(small_snapshots, store, collection):
