@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from indexer.export_formats import ExportFormat
     from indexer.ingest import Progress
     from indexer.store import Store
-    from indexer.vectors import CollectionVectors, VectorIndex
+    from indexer.vectors import CollectionVectors
+    from indexer.view import VectorIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,8 @@ class Collection:
 
     def get(self, document_id: str) -> dict[str, Any]:
         """A document with "text" and "chunks", or DocumentNotFound."""
-        from indexer.ingest import body_text, find_document
+        from indexer.documents import body_text
+        from indexer.writing import find_document
 
         with self.session() as session:
             row = find_document(session, self.id, document_id)

@@ -23,13 +23,16 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from indexer import export_formats, ingest
+from indexer import export_formats
 from indexer.collection import Collection
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, chunk_checksum
+from indexer.documents import body_text, check, content_hash, text_hashes
 from indexer.errors import LimitExceeded, StoreError
 from indexer.export_formats import ExportFormat, Record
+from indexer.ingest import Progress
 from indexer.snapshots import sync_directory
 from indexer.types import Chunk, ChunkingOptions, Document
+from indexer.writing import Planned, Source, batched, write_plans
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -43,7 +46,7 @@ def export_collection(
     collection: Collection,
     path: Path,
     format: ExportFormat | None = None,
-    progress: ingest.Progress | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write a collection, as it is at this moment, to a new file; how many documents it has.
 
@@ -87,7 +90,7 @@ def _count(session: Session, collection_id: int) -> int:
 
 
 def _records(
-    session: Session, collection: Collection, total: int, progress: ingest.Progress | None
+    session: Session, collection: Collection, total: int, progress: Progress | None
 ) -> Iterator[Record]:
     done = last = 0
     while True:
@@ -113,7 +116,7 @@ def _records(
 def _record(row: DocumentRow, chunks: Iterable[ChunkRow]) -> Record:
     return {
         "id": row.external_id,
-        "text": ingest.body_text(row.body),
+        "text": body_text(row.body),
         "title": row.title,
         "uri": row.uri,
         "language": row.language,
@@ -136,7 +139,7 @@ def _record(row: DocumentRow, chunks: Iterable[ChunkRow]) -> Record:
 
 
 def import_collection(
-    store: "Store", path: Path, name: str | None = None, progress: ingest.Progress | None = None
+    store: "Store", path: Path, name: str | None = None, progress: Progress | None = None
 ) -> Collection:
     """Make a new collection (`name`, or the exported one's) of an export. No model is needed.
 
@@ -150,9 +153,9 @@ def import_collection(
                 collection = store.add_collection(session, row)
                 first_id = _first_id(session)
                 done = 0
-                for page in ingest.batched(records, _PAGE_DOCUMENTS):
+                for page in batched(records, _PAGE_DOCUMENTS):
                     plans = [_placed_plan(place, record, row, first_id) for place, record in page]
-                    ingest.write_plans(collection, session, plans)
+                    write_plans(collection, session, plans)
                     done += len(plans)
                     if progress:
                         progress(done, documents)
@@ -188,22 +191,22 @@ def _first_id(session: Session) -> int:
     return session.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'")) or 0
 
 
-def _placed_plan(place: str, record: Record, row: CollectionRow, first_id: int) -> ingest.Planned:
+def _placed_plan(place: str, record: Record, row: CollectionRow, first_id: int) -> Planned:
     try:
         return _plan(record, row, first_id)
     except (KeyError, TypeError, ValueError, AttributeError, LimitExceeded) as error:
         raise ValueError(f"{place} is not an exported document ({error!r})") from error
 
 
-def _plan(record: Record, row: CollectionRow, first_id: int) -> ingest.Planned:
+def _plan(record: Record, row: CollectionRow, first_id: int) -> Planned:
     """A document of an export as the write path takes it. ValueError: it is not what was exported."""
     for name in ("id", "text", "title", "uri", "language", "source", "source_stamp"):
         if not isinstance(record[name], str) and (record[name] is not None or name in ("id", "text")):
             raise TypeError(f"its {name} is {record[name]!r}")
     document = Document(*(record[name] for name in ("id", "text", "title", "uri", "language", "metadata")))
-    ingest.check(document)
+    check(document)
     said = (document, replace(document, language=None))  # its language may have been identified
-    if record["content_hash"] not in map(ingest.content_hash, said):
+    if record["content_hash"] not in map(content_hash, said):
         raise ValueError("the document does not match its content_hash")
     chunks = [
         Chunk(
@@ -211,7 +214,7 @@ def _plan(record: Record, row: CollectionRow, first_id: int) -> ingest.Planned:
         )
         for n, entry in enumerate(record["chunks"])
     ]
-    hashes = ingest.text_hashes(document.text, chunks, row.recipe["context"])
+    hashes = text_hashes(document.text, chunks, row.recipe["context"])
     vectors = [export_formats.vector_bytes(entry["vector"]) for entry in record["chunks"]]
     for chunk, hash, vector, entry in zip(chunks, hashes, vectors, record["chunks"], strict=True):
         if len(vector) != 2 * row.dim or not np.isfinite(np.frombuffer(vector, "<f2")).all():
@@ -220,8 +223,8 @@ def _plan(record: Record, row: CollectionRow, first_id: int) -> ingest.Planned:
             raise ValueError(f"passage {chunk.ordinal} does not match its checksum")
         if not (0 <= chunk.start <= chunk.end <= len(document.text) and 0 < entry["id"] <= _MAX_CHUNK_ID):
             raise ValueError(f"passage {chunk.ordinal} has an impossible place or id")
-    return ingest.Planned(
-        ingest.Source(document, record["source"], record["source_stamp"]),
+    return Planned(
+        Source(document, record["source"], record["source_stamp"]),
         record["content_hash"],
         document.language,
         chunks,

@@ -51,7 +51,9 @@ class ChunkingOptions:
 
     max_tokens: int = 200
     overlap_tokens: int = 0
-    context: Context = "chunk"  # "document": a chunk's vector is read off the state that knows all text before it
+    context: Context = (
+        "chunk"  # "document": a chunk's vector is read off the state that knows all text before it
+    )
 
 
 @dataclass(frozen=True, slots=True)

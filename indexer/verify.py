@@ -20,10 +20,10 @@ from indexer.db.tables import (
     chunk_checksum,
     document_checksum,
 )
+from indexer.documents import body_text
 from indexer.errors import StoreError
-from indexer.ingest import body_text
 from indexer.stats import total_size
-from indexer.vectors import to_float32
+from indexer.view import to_float32
 
 if TYPE_CHECKING:
     from indexer.store import Store

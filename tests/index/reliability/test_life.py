@@ -76,7 +76,9 @@ def test_only_what_changed_is_embedded_and_a_restored_store_answers_the_same(tmp
         store.backup(tmp_path / "backup.zip")
 
     with opened(tmp_path / "store", FakeEmbedder(name="another")) as store:
-        with pytest.raises(ModelMismatch, match=r"was built with model 'fake' .* index into a new collection"):
+        with pytest.raises(
+            ModelMismatch, match=r"was built with model 'fake' .* index into a new collection"
+        ):
             store.collection("default").index_paths([folder])
         assert store.create_collection("other").index_paths([folder]).chunks_embedded == (FILES - 1) * LINES
 

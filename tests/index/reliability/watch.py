@@ -15,7 +15,7 @@ from indexer.store import open_store
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-SLACK_S = 60  # a busy machine starts Python slowly
+SLACK_S = 600  # a busy machine starts Python slowly
 
 
 def look(store: Path, *log: Path) -> str:
