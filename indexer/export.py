@@ -13,6 +13,7 @@ another one ids in the same order; so answers stay the same, down to the order o
 """
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -161,7 +162,7 @@ def import_collection(
                         progress(done, documents)
                 if (found := _count(session, row.id)) != documents:
                     raise ValueError(f"it has {found:,} documents and should have {documents:,}")
-    except (OSError, EOFError, ValueError, IntegrityError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, IntegrityError) as error:
         reason = error.orig if isinstance(error, IntegrityError) else error
         raise StoreError(f"{path} cannot be imported: {reason}; nothing was imported") from error
     collection.index.maintain()
@@ -174,7 +175,7 @@ def _collection_row(header: Record, name: str | None) -> tuple[CollectionRow, in
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT!r}")
         row = CollectionRow(
-            name=name or header["collection"],
+            name=str(name or header["collection"]),
             model_id=str(header["model_id"]),
             model_fingerprint=str(header["fingerprint"]),
             dim=int(header["dim"]),

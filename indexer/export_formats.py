@@ -53,7 +53,7 @@ def writer(path: Path, format: ExportFormat | None) -> Writer:
 def reader(path: Path) -> Iterator[tuple[Record, Iterator[Numbered]]]:
     """The header and the records of an export. Its first bytes tell the format.
 
-    ValueError, OSError, EOFError: it is damaged or something else.
+    ValueError, OSError, EOFError, zlib.error: it is damaged or something else.
     """
     with open(path, "rb") as file:
         start = file.read(4)

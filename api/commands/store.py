@@ -135,7 +135,10 @@ def export(
         Path, typer.Argument(metavar="FILE", help="A new file: NAME.jsonl, NAME.jsonl.gz or NAME.parquet.")
     ],
     format: Annotated[
-        Format | None, typer.Option("--format", help="For a name that does not say the format.")
+        Format | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help="jsonl or parquet, for a name that does not say the format."
+        ),
     ] = None,
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,

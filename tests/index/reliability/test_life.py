@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from indexer.errors import ModelMismatch
 from indexer.pipeline import Pipeline
 from indexer.search import search
 from indexer.store import open_store, restore
-from indexer.types import SearchOptions
+from indexer.types import Document, SearchOptions
 
 REAL_TERMS = replace(PIPELINE, fulltext=Pipeline().fulltext)
 FILES, LINES = 300, 8
@@ -97,3 +98,31 @@ def test_only_what_changed_is_embedded_and_a_restored_store_answers_the_same(tmp
         found = search(collection, "shared1 w5", SearchOptions(top_k=1_000))
         assert {hit.document_id for hit in found} <= set(kept)
         assert store.verify().problems == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_passages_are_opened_in_five_seconds(tmp_path):
+    """From opening to the first answer, with the snapshot and without it. In seconds of this process."""
+    embedder = FakeEmbedder(dim=384)
+
+    def opened():
+        return open_store(tmp_path / "store", lambda model_id: embedder, pipeline=REAL_TERMS)
+
+    def first_answer():
+        begun = time.process_time()
+        with opened() as store:
+            collection = store.collection("default")
+            assert len(search(collection, "w5 line3")) == 10
+            seconds = time.process_time() - begun
+            assert len(collection.vectors) == 100_000
+        return seconds
+
+    with opened() as store:
+        store.create_collection("default").upsert(
+            Document(f"d{n}", "\n".join(line(n, i) for i in range(LINES))) for n in range(100_000 // LINES)
+        )
+    with_snapshot = first_answer()
+    shutil.rmtree(tmp_path / "store" / "faiss")
+    without = first_answer()
+    print(f"first answer after {with_snapshot:.2f} s with the snapshot, {without:.2f} s without")
+    assert max(with_snapshot, without) <= 5
