@@ -214,7 +214,7 @@ def _unpacked(batch: Any) -> Iterator[Record]:
     vectors = chunks.field("vector")
     if lists.null_count or chunks.null_count or vectors.null_count:
         raise ValueError("a passage or a vector is missing")
-    rows = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1).astype("<f2")
+    rows = vectors.flatten().to_numpy(zero_copy_only=False).astype("<f2").reshape(-1, vectors.type.list_size)
     names = [field.name for field in chunks.type if field.name != "vector"]
     columns = {name: chunks.field(name).to_pylist() for name in names}
     entries = [

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from fakes import PIPELINE, FakeEmbedder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from indexer import export_formats
@@ -93,8 +93,9 @@ def answers(collection):
 
 
 @pytest.mark.parametrize("context", ["chunk", "document"])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES)
+@example(changes=[Document("a", "")])  # without a passage
 def test_answers_after_a_round_trip_are_equal_byte_for_byte(tmp_path_factory, empty_store, context, changes):
     """Documents come, change and go; each copy answers from its own terms and vectors, with the same ids."""
     folder = tmp_path_factory.mktemp("round")
