@@ -3,15 +3,17 @@
 A header, and a record per document in the order they were added, whatever the format (`export_formats`):
 
     {"format": "rwkv-embed export 1", "collection", "model_id", "fingerprint", "dim", "recipe", "metadata",
-     "documents"}
-    {"id", "text", "title", "uri", "language", "metadata", "content_hash", "source", "source_stamp",
+     "documents", "checksum"}
+    {"id", "text", "title", "uri", "language", "metadata", "content_hash", "source", "source_stamp", "checksum",
      "chunks": [{"id", "start", "end", "language", "checksum", "vector"}]}
 
-Importing believes nothing: hashes, checksums and the number of documents must be right. It is one transaction,
-so that a damaged file or a kill leaves no half collection. In an empty store passages get their old ids, in
-another one ids in the same order; so answers stay the same, down to the order of equal scores.
+`checksum`: CRC-32 of everything else in the header or record (`_checksum`); a chunk's is the stored one and covers
+its text and vector. Importing believes nothing: these and the number of documents must be right. It is one
+transaction, so that a damaged file or a kill leaves no half collection. In an empty store passages get their old
+ids, in another one ids in the same order; so answers stay the same, down to the order of equal scores.
 """
 
+import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 FORMAT = "rwkv-embed export 1"
 _PAGE_DOCUMENTS = 64
 _MAX_CHUNK_ID = 1 << 53
+_CHUNK_FACTS = ("id", "start", "end", "language", "checksum")
 
 
 def export_collection(
@@ -74,7 +77,7 @@ def export_collection(
 
 def _header(session: Session, collection: Collection) -> Record:
     row = session.get_one(CollectionRow, collection.id)
-    return {
+    header = {
         "format": FORMAT,
         "collection": row.name,
         "model_id": row.model_id,
@@ -84,6 +87,14 @@ def _header(session: Session, collection: Collection) -> Record:
         "metadata": row.meta,
         "documents": _count(session, row.id),
     }
+    return header | {"checksum": _checksum(header)}
+
+
+def _checksum(record: Record) -> int:
+    """CRC-32 of a header or record as sorted JSON, without its own checksum and the vectors."""
+    facts = {name: value for name, value in record.items() if name not in ("checksum", "chunks")}
+    chunks = [[chunk[name] for name in _CHUNK_FACTS] for chunk in record.get("chunks", ())]
+    return zlib.crc32(json.dumps([facts, chunks], sort_keys=True).encode())
 
 
 def _count(session: Session, collection_id: int) -> int:
@@ -115,7 +126,7 @@ def _records(
 
 
 def _record(row: DocumentRow, chunks: Iterable[ChunkRow]) -> Record:
-    return {
+    record: Record = {
         "id": row.external_id,
         "text": body_text(row.body),
         "title": row.title,
@@ -125,18 +136,9 @@ def _record(row: DocumentRow, chunks: Iterable[ChunkRow]) -> Record:
         "content_hash": row.content_hash,
         "source": row.source,
         "source_stamp": row.source_stamp,
-        "chunks": [
-            {
-                "id": chunk.id,
-                "start": chunk.start,
-                "end": chunk.end,
-                "language": chunk.language,
-                "checksum": chunk.checksum,
-                "vector": chunk.vector,
-            }
-            for chunk in chunks
-        ],
+        "chunks": [{name: getattr(chunk, name) for name in (*_CHUNK_FACTS, "vector")} for chunk in chunks],
     }
+    return record | {"checksum": _checksum(record)}
 
 
 def import_collection(
@@ -174,6 +176,8 @@ def _collection_row(header: Record, name: str | None) -> tuple[CollectionRow, in
     try:
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT!r}")
+        if header["checksum"] != _checksum(header):
+            raise ValueError("its header does not match its checksum")
         row = CollectionRow(
             name=str(name or header["collection"]),
             model_id=str(header["model_id"]),
@@ -204,6 +208,8 @@ def _plan(record: Record, row: CollectionRow, first_id: int) -> Planned:
     for name in ("id", "text", "title", "uri", "language", "source", "source_stamp"):
         if not isinstance(record[name], str) and (record[name] is not None or name in ("id", "text")):
             raise TypeError(f"its {name} is {record[name]!r}")
+    if record["checksum"] != _checksum(record):
+        raise ValueError("it does not match its checksum")
     document = Document(*(record[name] for name in ("id", "text", "title", "uri", "language", "metadata")))
     check(document)
     said = (document, replace(document, language=None))  # its language may have been identified

@@ -122,7 +122,8 @@ def _schema(dim: int) -> Any:
         }
     )
     texts = ("id", "text", "title", "uri", "language", "metadata", "content_hash", "source", "source_stamp")
-    return pa.schema([*((name, pa.string()) for name in texts), ("chunks", pa.list_(chunk))])
+    columns = [(name, pa.string()) for name in texts]
+    return pa.schema([*columns, ("checksum", pa.int64()), ("chunks", pa.list_(chunk))])
 
 
 def _write_parquet(path: Path, header: Record, records: Iterable[Record]) -> None:
