@@ -51,8 +51,9 @@ def backup(store: "Store", path: Path) -> dict[str, Any]:
             _write_archive(archive, copy, manifest)
             os.replace(archive, path)
             sync_directory(path.parent)
-    except OSError as error:
-        raise StoreError(f"the backup {path} cannot be written: {error.strerror or error}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"the backup {path} cannot be written: {reason}") from error
     return manifest
 
 

@@ -26,9 +26,11 @@ from indexer.types import (
 )
 
 if TYPE_CHECKING:
+    from indexer.export_formats import ExportFormat
     from indexer.ingest import Progress
     from indexer.store import Store
-    from indexer.vectors import CollectionVectors, VectorIndex
+    from indexer.vectors import CollectionVectors
+    from indexer.view import VectorIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class Collection:
 
     def get(self, document_id: str) -> dict[str, Any]:
         """A document with "text" and "chunks", or DocumentNotFound."""
-        from indexer.ingest import body_text, find_document
+        from indexer.documents import body_text
+        from indexer.writing import find_document
 
         with self.session() as session:
             row = find_document(session, self.id, document_id)
@@ -184,11 +187,12 @@ class Collection:
 
         return stats(self, recall)
 
-    def export(self, path: str | Path) -> int:
-        """Write the collection with its vectors as JSON lines; how many documents. See `indexer.export`."""
+    def export(self, path: str | Path, format: "ExportFormat | None" = None) -> int:
+        """Write the collection, vectors included, as JSON lines or Parquet; how many documents. The name says
+        which (.jsonl, .jsonl.gz, .parquet), unless `format` does. See `indexer.export`."""
         from indexer.export import export_collection
 
-        return export_collection(self, Path(path))
+        return export_collection(self, Path(path), format)
 
     # search and answers
 

@@ -20,6 +20,7 @@ from indexer import ingest, jobs, limits
 from indexer.db.tables import DocumentRow
 from indexer.errors import LoaderError
 from indexer.types import Document, IngestReport, Metadata
+from indexer.writing import SQL_VARIABLES, Source, batched
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
@@ -72,7 +73,7 @@ def index_paths(
     report.resumed = job.resumed
     run = _Run(collection, report, dict(metadata or {}), job, progress, total)
     try:
-        for page in ingest.batched(walk.files(roots), ingest.SQL_VARIABLES):
+        for page in batched(walk.files(roots), SQL_VARIABLES):
             known = run.known(page)
             for file in page:
                 run.take(file, known.get(file.uri, []))
@@ -159,7 +160,7 @@ class _Run:
     ) -> None:
         self._collection, self._report, self._metadata, self._job = collection, report, metadata, job
         self._progress, self._total, self._done = progress, total, 0
-        self._batch: list[ingest.Source] = []
+        self._batch: list[Source] = []
         self._chars = 0
         self._vanished: list[str] = []
 
@@ -181,7 +182,7 @@ class _Run:
 
     def flush(self) -> None:
         """Write the current batch; after this it is acknowledged."""
-        for batch in ingest.batched(self._batch, ingest.BATCH_DOCUMENTS):
+        for batch in batched(self._batch, ingest.BATCH_DOCUMENTS):
             ingest.write_batch(self._collection, batch, self._report, self._job)
         if self._vanished:
             self._report.deleted += ingest.delete_documents(self._collection, self._vanished)
@@ -201,7 +202,7 @@ class _Run:
                 language=document.language,
                 metadata={**document.metadata, **self._metadata},
             )
-            self._batch.append(ingest.Source(whole, file.uri, stamp))
+            self._batch.append(Source(whole, file.uri, stamp))
             self._chars += len(document.text)
         self._vanished += {row.external_id for row in known} - {document.id for document in documents}
 
@@ -222,7 +223,7 @@ class _Run:
     def _refuse_foreign(self, file: File, documents: Sequence[Document]) -> None:
         """A file may not take the id of a document that came from another file, unless that file is gone."""
         with self._collection.session() as session:
-            for page in ingest.batched([document.id for document in documents], ingest.SQL_VARIABLES):
+            for page in batched([document.id for document in documents], SQL_VARIABLES):
                 rows = session.execute(
                     select(DocumentRow.external_id, DocumentRow.source).where(
                         DocumentRow.collection_id == self._collection.id,

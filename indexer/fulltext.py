@@ -81,6 +81,9 @@ class FullText(Protocol):
     def strays(self, connection: Connection, collection_id: int) -> int:
         """How many chunks are not indexed, and entries of chunks that are not there; 0 in a sound store."""
 
+    def is_sound(self, connection: Connection, collection_id: int) -> bool:
+        """Whether the index is what a new one over the same chunks would be. Takes as long as making that."""
+
 
 def fulltext_for(engine: Engine) -> FullText:
     """The implementation for an engine's database. Raises StoreError when there is none."""
@@ -171,9 +174,7 @@ class SqliteFullText:
 
     def create(self, connection: Connection, collection_id: int) -> None:
         name = _name(collection_id)
-        connection.execute(
-            text(f"CREATE VIRTUAL TABLE {name} USING fts5(words, variants, content='', tokenize='ascii')")
-        )
+        connection.execute(text(f"CREATE VIRTUAL TABLE {name} USING {_FTS5}"))
         connection.execute(text(f"CREATE VIRTUAL TABLE {name}_vocabulary USING fts5vocab('{name}', 'row')"))
 
     def drop(self, connection: Connection, collection_id: int) -> None:
@@ -182,10 +183,7 @@ class SqliteFullText:
         connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
 
     def add(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
-        name = _name(collection_id)
-        self._write(
-            connection, f"INSERT INTO {name}(rowid, words, variants) VALUES (:id, :words, :variants)", rows
-        )
+        self._write(connection, f"INSERT INTO {_name(collection_id)}{_INSERTED}", rows)
 
     def remove(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
         name = _name(collection_id)
@@ -205,6 +203,41 @@ class SqliteFullText:
             f" + (SELECT count(*) FROM {indexed} WHERE id NOT IN ({mine}))"
         )
         return int(connection.execute(text(counts), {"id": collection_id}).scalar_one())
+
+    def is_sound(self, connection: Connection, collection_id: int) -> bool:
+        """By making the new one, as a temporary table, which takes no lock.
+
+        All terms with their places and the lengths that BM25 reckons with are compared; the order of segments
+        on disk may differ.
+        """
+        name, fresh = _name(collection_id), f"fresh_{_name(collection_id)}"
+        made = {fresh: _FTS5, f"{fresh}_is": f"fts5vocab('temp', '{fresh}', 'instance')"}
+        made[f"{fresh}_was"] = f"fts5vocab('main', '{name}', 'instance')"
+        chunks = text("SELECT id, text FROM chunks WHERE collection_id = :id ORDER BY id")
+        try:
+            for table_name, module in made.items():
+                connection.execute(text(f"CREATE VIRTUAL TABLE temp.{table_name} USING {module}"))
+            rows = connection.execute(chunks, {"id": collection_id})
+            self._write(
+                connection, f"INSERT INTO temp.{fresh}{_INSERTED}", ((id, chunk) for id, chunk in rows)
+            )
+            return all(
+                _same(connection, *queries)
+                for queries in (
+                    (f"SELECT * FROM temp.{fresh}_is", f"SELECT * FROM temp.{fresh}_was"),
+                    (
+                        f"SELECT * FROM temp.{fresh}_docsize ORDER BY id",
+                        f"SELECT * FROM main.{name}_docsize ORDER BY id",
+                    ),
+                    (
+                        f"SELECT block FROM temp.{fresh}_data WHERE id = 1",
+                        f"SELECT block FROM main.{name}_data WHERE id = 1",
+                    ),
+                )
+            )
+        finally:
+            for table_name in reversed(made):
+                connection.execute(text(f"DROP TABLE IF EXISTS temp.{table_name}"))
 
     def search(
         self,
@@ -268,6 +301,19 @@ class SqliteFullText:
                 break
             chosen.append(term)
         return chosen
+
+
+_FTS5 = "fts5(words, variants, content='', tokenize='ascii')"
+_INSERTED = "(rowid, words, variants) VALUES (:id, :words, :variants)"
+
+
+def _same(connection: Connection, one: str, other: str) -> bool:
+    """Whether two queries give the same rows in the same order."""
+    rows, others = connection.execute(text(one)), connection.execute(text(other))
+    while page := rows.fetchmany(BATCH_ROWS):
+        if page != others.fetchmany(len(page)):
+            return False
+    return not others.fetchmany(1)
 
 
 def _name(collection_id: int) -> str:

@@ -11,11 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from indexer.errors import StoreLocked
+from indexer.errors import StoreError, StoreLocked
 
 DEFAULT_WAIT_S = 30.0
 _POLL_S = 0.005
@@ -37,15 +37,22 @@ class WriterLock:
         if not self._threads.acquire(timeout=wait_s):
             raise StoreLocked(self._message(wait_s))
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = self._opened()
             try:
                 self._flock(descriptor, deadline, wait_s)
-                os.pwrite(descriptor, _card(purpose), 0)
+                with suppress(OSError):  # on a full disk the lock holds without a card
+                    os.pwrite(descriptor, _card(purpose), 0)
                 yield
             finally:
                 os.close(descriptor)  # releases the lock
         finally:
             self._threads.release()
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be opened for writing: {error.strerror}") from error
 
     def _flock(self, descriptor: int, deadline: float, wait_s: float) -> None:
         pause = _POLL_S

@@ -182,28 +182,26 @@ class Store:
         if embedder is None:
             embedder = self.embedder(None)
         self._embedders.setdefault(embedder.model_id, embedder)
-        return self.add_collection(
-            CollectionRow(
-                name=name,
-                model_id=embedder.model_id,
-                model_fingerprint=embedder.fingerprint,
-                dim=embedder.dim,
-                recipe=asdict(chunking or ChunkingOptions()),
-                meta=dict(metadata or {}),
-            )
+        row = CollectionRow(
+            name=name,
+            model_id=embedder.model_id,
+            model_fingerprint=embedder.fingerprint,
+            dim=embedder.dim,
+            recipe=asdict(chunking or ChunkingOptions()),
+            meta=dict(metadata or {}),
         )
-
-    def add_collection(self, row: CollectionRow) -> Collection:
-        """A new collection from its row, whose model need not be at hand."""
-        _check_name(row.name)
         with self.write("creating a collection") as session:
-            if session.scalar(select(CollectionRow.id).where(CollectionRow.name == row.name)) is not None:
-                raise CollectionExists(f"there is already a collection {row.name!r}; choose another name")
-            session.add(row)
-            session.flush()
-            self.fulltext.create(session.connection(), row.id)
-            name = row.name
-        return self.collection(name)
+            return self.add_collection(session, row)
+
+    def add_collection(self, session: Session, row: CollectionRow) -> Collection:
+        """A new collection from its row, in the caller's transaction; its model need not be at hand."""
+        _check_name(row.name)
+        if session.scalar(select(CollectionRow.id).where(CollectionRow.name == row.name)) is not None:
+            raise CollectionExists(f"there is already a collection {row.name!r}; choose another name")
+        session.add(row)
+        session.flush()
+        self.fulltext.create(session.connection(), row.id)
+        return Collection(self, row.id, row.name)
 
     def collection(self, name: str) -> Collection:
         """The collection called `name`; CollectionNotFound names those that exist."""

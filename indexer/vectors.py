@@ -1,24 +1,21 @@
-"""Vector search over a collection: a cache of the vectors in SQL, brought up to date before it answers.
+"""The vectors of a collection in this process: a cache of those in SQL, brought up to date before it answers.
 
-A `View` is an immutable picture of one version of the collection; searches hold one and need no lock. Rows
-are in ascending order of chunk id, which is never reused, so what is new has larger ids and is found by one
-range query. Deleted rows are marked dead, and learned of by their tombstones. `CollectionVectors` makes
-views:
+Chunk ids are never reused, so what is new has larger ids and is found by one range query. Deleted rows are marked
+dead, and learned of by their tombstones. `CollectionVectors` makes views (`indexer.view`):
 
     newest sound snapshot -> replay of newer chunks from SQL -> View
     no snapshot, or a damaged one -> everything from SQL -> View
 
-Up to `ann.EXACT_VALUES` numbers a view is searched exactly, with NumPy alone: importing FAISS takes longer
-than such a search. Above, a FAISS index is built in the background and its candidates are scored again with
-the stored float16 vectors, so that scores do not depend on the kind of index.
+Up to `ann.EXACT_VALUES` numbers a view is searched exactly: importing FAISS takes longer than such a search.
+Above, a FAISS index is built in the background.
 """
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,150 +39,19 @@ from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
 from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
 from indexer.locks import WriterLock
 from indexer.snapshots import DamagedSnapshot
+from indexer.view import Ids, View, empty_view, live_parts, merged, to_float32
 
 if TYPE_CHECKING:
     from indexer.store import Store
 
 log = logging.getLogger(__name__)
 
-Ids = NDArray[np.int64]
-Scores = NDArray[np.float32]
 
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
 SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
-SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
-RESCORED = 4  # candidates taken from an approximate index per result
-_BLOCK_ROWS = 4_096
 _FETCH_ROWS = 10_000
-
-
-class VectorIndex(Protocol):
-    """Search by inner product. Scores are cosines, because all vectors are L2-normalised."""
-
-    def search(
-        self, query: NDArray[np.float32], k: int, *, allowed: Ids | None = None, exact: bool = False
-    ) -> tuple[Ids, Scores]:
-        """Ids and scores of the k best (fewer only when there are fewer), best first, ties by id.
-
-        `query` is (dim,). `allowed` are the only chunk ids that may be returned, in any order.
-        """
-        ...
-
-    def get(self, ids: Ids) -> NDArray[np.float32]:
-        """The (n, dim) vectors of chunks; zeros for a chunk that is not there (any more)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The vectors of one version of a collection. Row i is `ids[i]`; `blocks` are its rows in order."""
-
-    version: int
-    ids: Ids  # (n,), ascending
-    alive: NDArray[np.bool_]  # (n,)
-    blocks: tuple[NDArray[Any], ...]  # (n_b, dim), float16 or float32
-    dim: int
-    ann: ApproximateIndex | None = None  # over the first `ann.count` rows
-
-    def __len__(self) -> int:
-        return int(np.count_nonzero(self.alive))
-
-    def search(
-        self, query: NDArray[np.float32], k: int, *, allowed: Ids | None = None, exact: bool = False
-    ) -> tuple[Ids, Scores]:
-        query = np.asarray(query, np.float32)
-        if query.shape != (self.dim,):
-            raise ValueError(f"the query vector has shape {query.shape}, the collection needs ({self.dim},)")
-        rows = None if allowed is None else self.rows(np.asarray(allowed, np.int64))
-        if k <= 0 or not len(self.ids) or (rows is not None and not len(rows)):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        if rows is not None and len(rows) <= SUBSET_ROWS:
-            return self._best(rows, self._scores(query, rows), k)
-        if exact or self.ann is None:
-            return self._search_exactly(query, k, rows)
-        return self._search_approximately(self.ann, query, k, rows)
-
-    def get(self, ids: Ids) -> NDArray[np.float32]:
-        ids = np.asarray(ids, np.int64)
-        vectors = np.zeros((len(ids), self.dim), np.float32)
-        if len(self.ids):
-            rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-            found = (self.ids[rows] == ids) & self.alive[rows]
-            vectors[found] = self.gather(rows[found])
-        return vectors
-
-    def rows(self, ids: Ids) -> Ids:
-        """The live rows of those ids that are there, ascending."""
-        if not len(self.ids):
-            return np.empty(0, np.int64)
-        if not (ids[1:] > ids[:-1]).all():  # they come sorted from SQL, and np.unique is slow
-            ids = np.unique(ids)
-        rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-        return rows[(self.ids[rows] == ids) & self.alive[rows]]
-
-    def gather(self, rows: Ids) -> NDArray[np.float32]:
-        """The vectors of some rows, as float32."""
-        vectors = np.empty((len(rows), self.dim), np.float32)
-        start = 0
-        for block in self.blocks:
-            here = (rows >= start) & (rows < start + len(block))
-            if here.any():
-                vectors[here] = to_float32(block[rows[here] - start])
-            start += len(block)
-        return vectors
-
-    def _search_exactly(self, query: NDArray[np.float32], k: int, rows: Ids | None) -> tuple[Ids, Scores]:
-        scores = self._scores_from(query, 0)
-        if rows is None:
-            rows = np.flatnonzero(self.alive)
-        return self._best(rows, scores[rows], k)
-
-    def _search_approximately(
-        self, ann: ApproximateIndex, query: NDArray[np.float32], k: int, rows: Ids | None
-    ) -> tuple[Ids, Scores]:
-        """FAISS for the rows it covers, exact for newer ones; exact for all when FAISS finds too few."""
-        permitted = self.alive
-        if rows is not None:
-            permitted = np.zeros(len(self.ids), np.bool_)
-            permitted[rows] = True
-        covered = permitted[: ann.count]
-        wanted = min(k * RESCORED, int(np.count_nonzero(covered)))
-        near = ann.search(query, wanted, None if covered.all() else covered)
-        if len(near) < min(k, wanted):
-            return self._search_exactly(query, k, rows)
-        newer = np.flatnonzero(permitted[ann.count :]) + ann.count
-        newer_scores = self._scores_from(query, ann.count)[newer - ann.count]
-        scores = np.concatenate([self._scores(query, near), newer_scores])
-        return self._best(np.concatenate([near, newer]), scores, k)
-
-    def _scores(self, query: NDArray[np.float32], rows: Ids) -> Scores:
-        parts = [self.gather(rows[i : i + _BLOCK_ROWS]) @ query for i in range(0, len(rows), _BLOCK_ROWS)]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    def _scores_from(self, query: NDArray[np.float32], first: int) -> Scores:
-        """Scores of all rows from number `first` on."""
-        scores = np.empty(len(self.ids) - first, np.float32)
-        start = 0
-        for block in self.blocks:
-            skipped = min(max(first - start, 0), len(block))
-            for part in float32_parts(block[skipped:]):
-                at = start + skipped - first
-                scores[at : at + len(part)] = part @ query
-                skipped += len(part)
-            start += len(block)
-        return scores
-
-    def _best(self, rows: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
-        if len(rows) > k:
-            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-            kept = np.flatnonzero(scores >= threshold)  # with all ties, so that ids can decide
-            rows, scores = rows[kept], scores[kept]
-        order = np.lexsort((rows, -scores))[:k]
-        return self.ids[rows[order]], scores[order]
 
 
 class CollectionVectors:
@@ -221,7 +87,7 @@ class CollectionVectors:
                 if view is None or self._behind(session, view):
                     view = self._loaded(session, view, row.version) or view
                 if view is None:
-                    view = _empty_view(self._dim)
+                    view = empty_view(self._dim)
                 if view.version < row.version:
                     view = self._caught_up(session, view, row.version, row.tombstones_since)
                 self._view = view
@@ -274,7 +140,7 @@ class CollectionVectors:
         all_ids = np.concatenate([view.ids, ids])
         if len(view.ids):
             alive[: len(view.ids)] &= self._still_there(session, view, tombstones_since)
-        blocks = _merged([*view.blocks, vectors] if len(ids) else list(view.blocks))
+        blocks = merged([*view.blocks, vectors] if len(ids) else list(view.blocks))
         return replace(view, version=version, ids=all_ids, alive=alive, blocks=blocks)
 
     def _fetch(self, session: Session, after: int) -> tuple[Ids, NDArray[Any]]:
@@ -352,35 +218,44 @@ class CollectionVectors:
         except BuildStopped:
             log.info("the vector index was not finished; the next write builds it")
         except (OSError, RuntimeError, SQLAlchemyError, IndexerError) as error:
-            log.warning("the vector snapshot was not written (%s); nothing is lost", error)
+            log.warning("the vector index was not saved: %s", error)
 
     def save(self, progress: Progress | None = None, wait_s: float = SAVE_WAIT_S) -> View:
         """Write a snapshot without dead rows, with the approximate index that `choose_index` wants, now.
 
-        StoreLocked: another process or thread is still doing it after `wait_s` seconds.
+        StoreLocked: another process or thread is still doing it after `wait_s` seconds. StoreError: the disk is
+        full or failed; what was there before is still good.
         """
-        lock = WriterLock(self.directory / f"{self._collection_id}.lock")
-        self.directory.mkdir(exist_ok=True)
-        with lock.hold("saving the vector index", wait_s):
-            view = self.synchronised()
-            ids = view.ids[view.alive]
-            ann = self._built(view, len(ids), progress)
-            manifest = snapshots.write_snapshot(
-                self.directory,
-                self._collection_id,
-                view.version,
-                self._recipe,
-                ids,
-                (part.astype("<f2") for part in _live_parts(view)),
-                self._dim,
-                *(ann.packed() if ann is not None else (None, None)),
-            )
-            with self._lock:
-                blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
-                if is_small(len(ids), self._dim):
-                    blocks = list(_live_parts(view))
-                alive = np.ones(len(ids), np.bool_)
-                self._view = View(view.version, ids, alive, _merged(blocks), self._dim, ann)
+        try:
+            self.directory.mkdir(exist_ok=True)
+            lock = WriterLock(self.directory / f"{self._collection_id}.lock")
+            with lock.hold("saving the vector index", wait_s):
+                return self._save(progress)
+        except OSError as error:
+            raise StoreError(
+                f"the vector snapshot could not be written ({error}); nothing is lost, vectors are read from SQL"
+            ) from error
+
+    def _save(self, progress: Progress | None) -> View:
+        view = self.synchronised()
+        ids = view.ids[view.alive]
+        ann = self._built(view, len(ids), progress)
+        manifest = snapshots.write_snapshot(
+            self.directory,
+            self._collection_id,
+            view.version,
+            self._recipe,
+            ids,
+            (part.astype("<f2") for part in live_parts(view)),
+            self._dim,
+            *(ann.packed() if ann is not None else (None, None)),
+        )
+        with self._lock:
+            blocks: Sequence[NDArray[Any]] = [snapshots.map_vectors(self.directory, manifest)]
+            if is_small(len(ids), self._dim):
+                blocks = list(live_parts(view))
+            alive = np.ones(len(ids), np.bool_)
+            self._view = View(view.version, ids, alive, merged(blocks), self._dim, ann)
         return self._view
 
     def _built(self, view: View, count: int, progress: Progress | None) -> ApproximateIndex | None:
@@ -388,7 +263,7 @@ class CollectionVectors:
         if choice.kind == "exact":
             return None
         log.info("building the vector index: %s", choice.reason)
-        return build(lambda: _live_parts(view), count, self._dim, choice, progress, self._stop)
+        return build(lambda: live_parts(view), count, self._dim, choice, progress, self._stop)
 
     def _choice(self, rows: int) -> IndexChoice:
         return choose_index(rows, self._dim, free_memory(), self._store.index_kind)
@@ -423,56 +298,3 @@ class CollectionVectors:
             near, _ = view.search(query, k)
             found += len(np.intersect1d(exact, near))
         return found / (len(rows) * min(k, len(view)))
-
-
-def to_float32(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Exact conversion of finite float16, three times as fast as `astype`: the bits are moved into place.
-
-    A float16 is sign, 5 bits of exponent, 10 of fraction; shifted by 13 these are a float32's fields but for
-    the exponent's bias, which one multiplication by 2^(127-15) corrects, for subnormal numbers as well.
-    """
-    if vectors.dtype == np.float32:
-        return vectors
-    result = np.empty(vectors.shape, np.float32)
-    bits = np.ascontiguousarray(vectors).view(np.int16)
-    for i in range(0, len(result), 256):  # blocks that stay in the CPU's cache
-        block = result[i : i + 256]
-        words = block.view(np.int32)
-        words[:] = bits[i : i + 256]  # the sign is spread over the upper half
-        words <<= 13
-        words &= -0x70002000  # sign, exponent and fraction only
-        block *= np.float32(2.0**112)
-    return result
-
-
-def float32_parts(block: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
-    """A block as float32, in parts that are small when they have to be made."""
-    if block.dtype == np.float32:
-        yield block
-        return
-    for i in range(0, len(block), _BLOCK_ROWS):
-        yield to_float32(block[i : i + _BLOCK_ROWS])
-
-
-def _live_parts(view: View) -> Iterator[NDArray[np.float32]]:
-    start = 0
-    for block in view.blocks:
-        for part in float32_parts(block):
-            alive = view.alive[start : start + len(part)]
-            yield part if alive.all() else part[alive]
-            start += len(part)
-
-
-def _merged(blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-    """Join the last blocks while one is not twice as long as the next, so that there are only a few."""
-    merged: list[NDArray[Any]] = []
-    for block in blocks:
-        merged.append(block)
-        while len(merged) > 1 and merged[-2].dtype == np.float32 and len(merged[-2]) < 2 * len(merged[-1]):
-            last = merged.pop()
-            merged[-1] = np.concatenate([merged[-1], last])
-    return tuple(merged)
-
-
-def _empty_view(dim: int) -> View:
-    return View(0, np.empty(0, np.int64), np.empty(0, np.bool_), (), dim)

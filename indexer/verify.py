@@ -1,5 +1,6 @@
 """Checking a store, and giving back the room that deleted things took."""
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ from indexer.db.tables import (
     chunk_checksum,
     document_checksum,
 )
+from indexer.documents import body_text
 from indexer.errors import StoreError
-from indexer.ingest import body_text
 from indexer.stats import total_size
-from indexer.vectors import to_float32
+from indexer.view import to_float32
 
 if TYPE_CHECKING:
     from indexer.store import Store
@@ -208,13 +209,17 @@ def _check_snapshots(store: "Store", row: CollectionRow, report: VerifyReport) -
 
 
 def _check_terms(store: "Store", session: Session, row: CollectionRow, report: VerifyReport) -> None:
-    """Every chunk is in the full-text index, and nothing else is."""
+    """Every chunk is in the full-text index with its own terms, and nothing else is."""
     strays = store.fulltext.strays(session.connection(), row.id)
     if strays:
-        report.problems.append(
-            f"{row.name}: passages and entries of the full-text index do not match ({strays:,} without the "
-            "other); nothing is lost, `rwkv-embed export` and `import` build it again"
-        )
+        fault = f"passages and entries of the full-text index do not match ({strays:,} without the other)"
+    elif not store.fulltext.is_sound(session.connection(), row.id):
+        fault = "the full-text index is damaged: it has other terms than the passages"
+    else:
+        return
+    report.problems.append(
+        f"{row.name}: {fault}; nothing is lost, `rwkv-embed export` and `import` build it again"
+    )
 
 
 def _check_embeddings(
@@ -271,6 +276,11 @@ def _vacuum(store: "Store") -> None:
     try:
         connection.cursor().execute("VACUUM")
         connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError as error:
+        raise StoreError(
+            f"{store.name} could not be shrunk ({error}); nothing is lost, but it needs as much free disk as the "
+            "database is large"
+        ) from error
     finally:
         connection.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,10 @@ from api.terminal import (
 )
 from indexer.errors import StoreError
 
-PAGE = 200  # documents read at once
+
+class Format(str, Enum):
+    jsonl = "jsonl"
+    parquet = "parquet"
 
 
 def register(app: typer.Typer) -> None:
@@ -127,16 +131,24 @@ def restore(
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file; .gz compresses.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A new file: NAME.jsonl, NAME.jsonl.gz or NAME.parquet.")
+    ],
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help="jsonl or parquet, for a name that does not say the format."
+        ),
+    ] = None,
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a collection, vectors included, as JSON lines that other programs can read."""
+    """Write a collection, vectors included, as JSON lines or Parquet that other programs can read."""
     from indexer.export import export_collection
 
     with collection(store, name) as chosen, progress("Exporting") as advance:
-        documents = export_collection(chosen, path, advance)
+        documents = export_collection(chosen, path, format.value if format else None, advance)
     if as_json:
         say_json({"export": str(path), "documents": documents})
     else:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -258,7 +260,39 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hub.DEFAULT.is_dir(), reason="the bundled model is not in this checkout")
-def test_the_bundled_model_states_its_true_identity() -> None:
+@pytest.mark.parametrize("flips", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_bundled_model_states_its_identity_and_is_not_believed_when_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flips: int
+) -> None:
+    """Single bits, 64 zeroed bytes and cut ends in the weights and in the tokenizer."""
     files = hub.resolve(None)
     assert files == hub.resolve("default") == hub.resolve(files.name)
-    assert files.identity == files.compute_identity()
+    assert files.identity == files.settings["sha256"]
+    monkeypatch.setattr(hub, "DEFAULT", tmp_path / "default")
+    shutil.copytree(files.folder, hub.DEFAULT)
+    chance = random.Random(flips)
+    for name in ("model.safetensors", "tokenizer.json"):
+        sound = (hub.DEFAULT / name).read_bytes()
+        for _ in range(flips):
+            with open(hub.DEFAULT / name, "r+b") as file:
+                place = file.seek(chance.randrange(len(sound)))
+                file.write(bytes([sound[place] ^ 1 << chance.randrange(8)]))
+            assert_damaged()
+            with open(hub.DEFAULT / name, "r+b") as file:
+                file.seek(place)
+                file.write(sound[place : place + 1])
+        middle = len(sound) // 2
+        (hub.DEFAULT / name).write_bytes(sound[:middle] + bytes(64) + sound[middle + 64 :])
+        assert_damaged()
+        for end in range(0, len(sound), len(sound) // min(20, flips)):
+            (hub.DEFAULT / name).write_bytes(sound[:end])
+            assert_damaged()
+        (hub.DEFAULT / name).write_bytes(sound)
+    assert hub.resolve(None).identity == files.identity
+
+
+def assert_damaged() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"the bundled model in .* is damaged .*; install rwkv-embed again"
+    ):
+        _ = hub.resolve(None).identity

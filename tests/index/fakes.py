@@ -109,6 +109,13 @@ class FakeFullText:
         )
         return len(mine ^ set(connection.scalars(sql(f"SELECT id FROM fts_{collection_id}"))))
 
+    def is_sound(self, connection, collection_id) -> bool:
+        mine = connection.execute(
+            sql("SELECT id, text FROM chunks WHERE collection_id = :id ORDER BY id"), {"id": collection_id}
+        )
+        indexed = connection.execute(sql(f"SELECT id, text FROM fts_{collection_id} ORDER BY id"))
+        return mine.all() == indexed.all()
+
 
 def chunk_lines(text: str, options: ChunkingOptions, count_tokens) -> list[Chunk]:
     """One chunk per line that is not blank."""

@@ -1,6 +1,5 @@
-"""Verify, compact, backup, restore, export and import."""
+"""Verify, compact, backup and restore."""
 
-import gzip
 import json
 import sqlite3
 import threading
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from fakes import PIPELINE, FakeEmbedder
 
-from indexer import export, snapshots, vectors
-from indexer.errors import CollectionExists, StoreError
+from indexer import snapshots, vectors
+from indexer.errors import StoreError
 from indexer.store import open_store, restore
 from indexer.types import ChunkingOptions, Document
 
@@ -296,72 +295,6 @@ def test_what_is_no_backup_is_refused(tmp_path):
         other.writestr("../evil", "x")
     with pytest.raises(StoreError, match=r"other\.zip is not a backup of rwkv-embed"):
         restore(tmp_path / "other.zip", tmp_path / "new")
-
-
-# export and import
-
-
-@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
-def test_an_export_comes_back_without_a_model(filled, store, tmp_path, name):
-    assert filled.export(tmp_path / name) == 3
-
-    def no_model(name):
-        raise AssertionError("the model was loaded")
-
-    with open_store(tmp_path / "new", no_model, pipeline=PIPELINE) as other:
-        copy = other.import_collection(tmp_path / name)
-        same = ("id", "text", "title", "uri", "language", "metadata", "content_hash", "chunks")
-        for document in DOCUMENTS:
-            mine, theirs = filled.get(document.id), copy.get(document.id)
-            assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
-        ids = filled.vectors.ids
-        np.testing.assert_array_equal(copy.vectors.get(ids), filled.vectors.get(ids))
-        assert copy.info.fingerprint == filled.info.fingerprint
-        assert copy.upsert(DOCUMENTS).unchanged == 3
-        with pytest.raises(CollectionExists, match="already a collection 'default'"):
-            export.import_collection(other, tmp_path / name)
-        assert export.import_collection(other, tmp_path / name, name="second").count() == 3
-    with pytest.raises(StoreError, match="exists; give another name, an export never overwrites"):
-        export.export_collection(filled, tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("line", "text", "message"),
-    [
-        (1, "", "line 1 is not JSON"),
-        (1, "[]", "line 1 is not a JSON object"),
-        (1, '{"format": "x"}', "is not an export of rwkv-embed: its format is 'x', this version reads"),
-        (2, "{}", "line 2 is not an exported document: KeyError"),
-        (2, '{"id": 5', "line 2 is not JSON"),
-    ],
-)
-def test_bad_exports_are_refused_with_the_line(filled, store, tmp_path, line, text, message):
-    export.export_collection(filled, tmp_path / "c.jsonl")
-    lines = (tmp_path / "c.jsonl").read_text().splitlines()
-    lines[line - 1] = text
-    (tmp_path / "c.jsonl").write_text("\n".join(lines))
-    with pytest.raises(StoreError, match=message):
-        export.import_collection(store, tmp_path / "c.jsonl", name="copy")
-
-
-def test_a_vector_of_another_size_is_refused(filled, store, tmp_path):
-    export.export_collection(filled, tmp_path / "c.jsonl")
-    header, first, *_ = (tmp_path / "c.jsonl").read_text().splitlines()
-    document = json.loads(first)
-    document["chunks"][0]["vector"] = "AAAA"
-    (tmp_path / "c.jsonl").write_text(f"{header}\n{json.dumps(document)}\n")
-    with pytest.raises(
-        StoreError, match=r"line 2 is not an exported document: .*a vector is not 32 finite float16"
-    ):
-        export.import_collection(store, tmp_path / "c.jsonl", name="copy")
-
-
-def test_a_cut_off_gzip_is_refused(filled, store, tmp_path):
-    export.export_collection(filled, tmp_path / "c.jsonl.gz")
-    data = gzip.compress((b" " * 5000) + b"{}")
-    (tmp_path / "c.jsonl.gz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(StoreError, match="cannot be read as an export"):
-        export.import_collection(store, tmp_path / "c.jsonl.gz", name="copy")
 
 
 def test_manifests_of_another_format_are_ignored(filled, store, monkeypatch):

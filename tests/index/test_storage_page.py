@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from indexer import limits
 from indexer.db.tables import Base
 from indexer.types import Document
@@ -14,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "storage.md").read_text(encoding="u
 
 def test_the_example_reads_a_store_without_our_code(store, collection, embedder):
     collection.upsert([Document("a", "one two\nthree four"), Document("b", "one two six")])
-    (example,) = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
     code = f"{example}\nprint([texts[i] for i in nearest], vectors.dtype, vectors.shape)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], cwd=store.directory, capture_output=True, text=True, timeout=60
@@ -24,6 +26,16 @@ def test_the_example_reads_a_store_without_our_code(store, collection, embedder)
         "one two",
         "['one two', 'one two six', 'three four'] float32 (3, 32)",
     ]
+
+
+def test_the_example_reads_an_export_without_our_code(collection, tmp_path, monkeypatch):
+    collection.upsert([Document("a", "one two\nthree four"), Document("b", "one two six")])
+    collection.export(tmp_path / "collection.parquet")
+    _, example = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
+    known = {}
+    monkeypatch.chdir(tmp_path)
+    exec(example, known)
+    np.testing.assert_array_equal(known["vectors"], collection.vectors.get(np.array([1, 2, 3])))
 
 
 def test_every_limit_is_listed_with_its_value():

@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as npst
 
 from indexer import ann, snapshots, vectors
 from indexer.ann import choose_index
+from indexer.errors import StoreError
 from indexer.store import open_store
 from indexer.types import Document
-from indexer.vectors import View, to_float32
+from indexer.view import View, merged, to_float32
 
 
 def clustered(count, dim, seed=0):
@@ -91,10 +92,10 @@ def test_get_gives_vectors_in_the_asked_order_and_zeros_for_what_is_gone():
 @given(st.lists(st.integers(1, 500), max_size=20))
 def test_blocks_are_merged_without_changing_rows(sizes):
     blocks = [np.full((size, 1), n, np.float32) for n, size in enumerate(sizes)]
-    merged = vectors._merged(blocks)
+    joined = merged(blocks)
     if sizes:
-        np.testing.assert_array_equal(np.concatenate(merged), np.concatenate(blocks))
-    assert len(merged) <= 10
+        np.testing.assert_array_equal(np.concatenate(joined), np.concatenate(blocks))
+    assert len(joined) <= 10
 
 
 def test_another_process_sees_every_committed_change(store, collection, embedder):
@@ -238,7 +239,7 @@ def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch
             patch.setattr(os, "fsync", failing(os.fsync))
             patch.setattr(os, "replace", failing(os.replace))
             patch.setattr(snapshots, "_write", failing(snapshots._write))
-            with pytest.raises(OSError, match=error.strerror):
+            with pytest.raises(StoreError, match=f"could not be written .*{error.strerror}.*nothing is lost"):
                 collection.index.save()
         assert calls == nth
         assert all_vectors(collection)[0] == expected[0]
@@ -258,7 +259,7 @@ def test_a_full_disk_does_not_fail_an_acknowledged_write(filled, store, monkeypa
     with caplog.at_level(logging.WARNING), reopened(store) as again:
         report = again.collection("default").upsert(Document(f"e{n}", f"extra{n}") for n in range(100))
     assert report.added == 100
-    assert "snapshot was not written ([Errno 28] No space left on device); nothing is lost" in caplog.text
+    assert "not saved: the vector snapshot could not be written ([Errno 28] No space left" in caplog.text
 
 
 def test_deleted_bytes_come_back(small_snapshots, store, collection):
@@ -330,7 +331,7 @@ def test_approximate_search_finds_what_exact_search_finds(approximate):
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.01, 0.001])
 def test_a_filter_gives_k_results_at_every_selectivity(approximate, share, monkeypatch):
-    monkeypatch.setattr(vectors, "SUBSET_ROWS", 20)
+    monkeypatch.setattr("indexer.view.SUBSET_ROWS", 20)
     live = approximate.ids[approximate.alive]
     allowed = np.random.default_rng(3).permutation(live)[: max(1, int(share * len(live)))]
     assert recall(approximate, 10, allowed) >= 0.95

@@ -150,11 +150,12 @@ def test_ask_whole_json_and_conversation(folder: Path) -> None:
     assert talk.count("Bees make honey.") == 2 and "They live in hives." in talk
 
 
-def test_export_and_import_give_the_same_collection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["all.jsonl"], ["all.parquet"], ["all", "--format", "parquet"]])
+def test_export_and_import_give_the_same_collection(tmp_path: Path, arguments: list[str]) -> None:
     run("add", "ä/1", "Bees.", "--language", "en", "--metadata", '{"k": [1]}')
     run("add", "2", "Bread\u2028and water.")
-    file = tmp_path / "all.jsonl"
-    assert run_json("export", str(file))["documents"] == 2
+    file = tmp_path / arguments[0]
+    assert run_json("export", str(file), *arguments[1:])["documents"] == 2
     assert run_json("import", str(file), "-c", "copy")["documents"] == 2
     for document in ("ä/1", "2"):
         copied, own = run_json("show", document, "-c", "copy"), run_json("show", document)

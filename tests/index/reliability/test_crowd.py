@@ -122,30 +122,3 @@ def test_readers_see_whole_generations(tmp_path, seconds, monkeypatch):
                 job.result()
         assert len(seen) > 4 * seconds
         assert store.verify().problems == []
-
-
-@pytest.mark.slow
-def test_soak(store, collection, embedder):
-    """Constant churn: memory, file handles and threads stay where they are after the warm-up."""
-    import psutil
-
-    me = psutil.Process()
-
-    def churn(rounds):
-        for n in range(rounds):
-            collection.upsert([document(f"d{(n * 7 + i) % 500}", n) for i in range(20)])
-            collection.delete([f"d{n % 500}"])
-            for _ in range(4):
-                collection.vectors.search(embedder.encode_query(f"a{n}"), 10)
-            embedder.read.clear()
-            if n % 100 == 99:
-                store.compact()
-
-    churn(400)
-    before = me.memory_info().rss, me.num_fds(), me.num_threads()
-    churn(1_600)
-    after = me.memory_info().rss, me.num_fds(), me.num_threads()
-    assert after[0] <= before[0] * 1.05 + 5e6
-    assert after[1] <= before[1] + 3
-    assert after[2] <= before[2] + 1
-    assert store.verify().problems == []

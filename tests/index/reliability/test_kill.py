@@ -94,3 +94,5 @@ def test_the_checker_sees_what_is_wrong(tmp_path):
             with store.write("test") as session:
                 session.connection().exec_driver_sql(sql)
             assert problem in look(tmp_path / "store")
+    (tmp_path / "store" / "store.sqlite3").write_bytes(b"no database" * 999)
+    assert "file is not a database" in look(tmp_path / "store")

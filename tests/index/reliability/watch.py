@@ -15,13 +15,14 @@ from indexer.store import open_store
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-SLACK_S = 60  # a busy machine starts Python slowly
+SLACK_S = 600  # a busy machine starts Python slowly
 
 
 def look(store: Path, *log: Path) -> str:
-    """What the independent checker finds wrong."""
+    """What the independent checker finds wrong; that it cannot read the store is wrong as well."""
     command = [sys.executable, "-I", HERE / "checker.py", store, *log]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SLACK_S).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SLACK_S)
+    return (done.stdout + done.stderr).strip()
 
 
 def check_opened(store: Path) -> None:
