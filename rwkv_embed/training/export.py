@@ -18,12 +18,21 @@ from rwkv_embed.packing import pack_int4
 from rwkv_embed.training.model import RWKV7Embedder
 
 
+def official_name(name: str) -> str:
+    """EmbeddingRWKV's name, without its prefix `rwkv.`, of a parameter of `RWKV7Embedder`."""
+    return name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else name
+
+
+def stored_name(name: str) -> str:
+    """The name in a file of EmbeddingRWKV."""
+    return official_name(name) if name.startswith("head.") else f"rwkv.{name}"
+
+
 def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
     """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
     rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
     packed, scale = pack_int4(rows.numpy())
     tensors: dict[str, NDArray[Any]] = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
     for name, values in model.state_dict().items():
-        full = name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else f"rwkv.{name}"
-        tensors[full] = values.numpy().astype(np.float16)
+        tensors[stored_name(name)] = values.numpy().astype(np.float16)
     save_file(tensors, path, metadata={"format": "rwkv-embed", "version": "7"})
