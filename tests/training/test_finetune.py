@@ -17,7 +17,7 @@ from rwkv_embed.quantize import Int8Ranges
 from rwkv_embed.training import finetune as module
 from rwkv_embed.training.finetune import Epoch, Options, Reader, Watch, contrastive_loss, finetune
 from rwkv_embed.training.pairs import Pair, read_pairs, split
-from rwkv_embed.training.trainable import open_trainable, save_trainable
+from rwkv_embed.training.trainable import Trainable, open_trainable, save_trainable
 from rwkv_embed.training.validation import Validation
 from tests.model.checkpoints import Shape, save, weights
 
@@ -45,29 +45,29 @@ def embedding_checkpoint(folder: Path, shape: Shape = EMBEDDER) -> Path:
 TEXTS = ["", "a", "the quick brown fox", "数据库" * 40]
 
 
-def vectors_in_training(files: ModelFiles, embedder: Embedder, eos: int) -> np.ndarray:
-    """Unit vectors of TEXTS as documents, from the model that is trained."""
-    run = module._Run(open_trainable(files, eos), Reader(embedder, eos), [embedder.dim], Options(), Watch())
-    return run._encode(run.reader.documents(TEXTS))
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[ModelFiles, Embedder, Trainable]]:
+    """A random embedder of several layers, odd ranks and a wide head; the bundled one, whose table is packed."""
+    path = embedding_checkpoint(tmp_path_factory.mktemp("models") / "random")
+    opened = [(files, Embedder(files.name)) for files in (hub.resolve(path), hub.resolve(None))]
+    return [
+        (files, embedder, open_trainable(files, embedder.backend.info.eos or 0)) for files, embedder in opened
+    ]
 
 
-def test_the_trained_model_is_the_engines_model(tmp_path: Path) -> None:
-    """A random one of several layers, odd ranks and a wide head; the bundled one, whose table is packed."""
-    for files in (hub.resolve(embedding_checkpoint(tmp_path / "model")), hub.resolve(None)):
-        embedder = Embedder(files.name)
-        eos = embedder.backend.info.eos
-        ours = vectors_in_training(files, embedder, eos)
+def test_the_trained_model_is_the_engines_model(models: Any) -> None:
+    for _, embedder, trainable in models:
+        run = module._Run(trainable, Reader(embedder, trainable.eos), [embedder.dim], Options(), Watch())
+        ours = run._encode(run.reader.documents(TEXTS))
         assert np.abs(ours - embedder.encode_document(TEXTS)).max() < 2e-5
 
 
-def test_a_saved_model_gives_the_vectors_of_its_source(tmp_path: Path) -> None:
-    """Within what float16 costs: both keep prompts, dims and EOS."""
-    for number, source in enumerate(
-        (hub.resolve(embedding_checkpoint(tmp_path / "model")), hub.resolve(None))
-    ):
-        embedder, target = Embedder(source.name), tmp_path / str(number)
+def test_a_saved_model_gives_the_vectors_of_its_source(models: Any, tmp_path: Path) -> None:
+    """Within what float16 costs: prompts, dims and EOS are kept, int8 ranges of other vectors are not."""
+    for number, (source, embedder, trainable) in enumerate(models):
+        target = tmp_path / str(number)
         target.mkdir()
-        save_trainable(open_trainable(source, embedder.backend.info.eos), source, target)
+        save_trainable(trainable, source, target)
         again = Embedder(target)
         assert again.prompts == embedder.prompts
         assert again.backend.info.eos == embedder.backend.info.eos
@@ -280,9 +280,13 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     assert Int8Ranges.load(Path(output) / RANGES).low.keys() == {128, 256, 384}
     settings = json.loads((Path(output) / "config.json").read_text())
     assert settings["fine_tuned_from"] == hub.resolve(None).name and "sha256" not in settings
-    for number, (english, _) in enumerate(MEANINGS.values()):
-        CliRunner().invoke(app, ["add", f"{number}", english, "--model", output])
-    found = CliRunner().invoke(app, ["search", "zimblat", "--mode", "dense", "--json"])
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for word, texts in MEANINGS.items():
+        (documents / f"{word}.txt").write_text(texts[0])
+    indexed = CliRunner().invoke(app, ["index", str(documents), "--model", output])
+    assert indexed.exit_code == 0, indexed.stderr
+    found = CliRunner().invoke(app, ["search", "is there any zimblat here?", "--mode", "dense", "--json"])
     assert json.loads(found.stdout)["hits"][0]["text"] == MEANINGS["zimblat"][0]
 
 
