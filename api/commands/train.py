@@ -54,8 +54,11 @@ def train(
     """
     from rwkv_embed import hub
     from rwkv_embed.training.finetune import Options, Watch, check_output, finetune
+    from rwkv_embed.training.wkv7 import kernel
 
     check_output(output)
+    if kernel() is None:
+        note("No C compiler was found: training works, many times slower. Install gcc or clang.")
     training, held = _data(pairs, validation, seed)
     options = Options(epochs, batch_size, rate, patience, seed, threads)
     try:

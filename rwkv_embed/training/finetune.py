@@ -36,8 +36,9 @@ TABLE_RATE = 10.0  # of the rate of the matrices: a token's row is seen far less
 WARM_UP = 0.1  # of all steps; then the rate falls to zero
 LONGEST = 512  # tokens of a text that training reads; the model that comes out reads any length
 GRAPH_FLOATS = 1 << 28  # kept for one backward pass; a larger batch is read in parts
-Ended = Literal["all epochs", "patience", "interrupted"]
 RANGE_TEXTS = 2_000  # that the int8 ranges are fitted on
+
+Ended = Literal["all epochs", "patience", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def finetune(
     Raises NotImproved, and writes nothing, when no epoch was better than `source`; CheckpointError for a
     model that is not trained here or an `output` in use; KeyboardInterrupt when there is no better epoch yet.
     """
+    output = output.resolve()
     check_output(output)
     validation = Validation(validation_pairs)
     if options.threads is not None:

@@ -338,3 +338,35 @@ def test_wrong_usage_is_one_sentence(files: tuple[str, str], tmp_path: Path) -> 
     code, said = failing(str(written(tmp_path, {"query": "q"})), *new)
     assert code == 37 and "line 1 has no 'positive'" in said
     assert not (tmp_path / "new").exists()
+
+
+def test_what_the_command_says(files: tuple[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    """The table, and Ctrl-C with and without a best epoch."""
+    output = tmp_path / "tuned"
+    scores = ({"mrr@10": 0.5, "recall@1": 0.25}, {"mrr@10": 0.75, "recall@1": 0.5})
+    epochs = [Epoch(1, 2.0, 0.75, True), Epoch(2, 1.0, 0.7, False)]
+    stopped = module.Result(output, 24, 16, 16, {384: scores[0]}, {384: scores[1]}, epochs, 1, "interrupted")
+
+    def finish(*arguments: Any) -> module.Result:
+        arguments[-1].epoch(epochs[0])
+        return stopped
+
+    def stop(*arguments: Any) -> module.Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "finetune", finish)
+    result = CliRunner().invoke(app, ["train", *files[:1], "--output", str(output)])
+    assert result.exit_code == 130
+    assert [line.split() for line in result.stdout.splitlines()[:3]] == [
+        ["BEFORE", "AFTER", "CHANGE"],
+        ["mrr@10,", "384", "dimensions", "0.500", "0.750", "+0.250"],
+        ["recall@1,", "384", "dimensions", "0.250", "0.500", "+0.250"],
+    ]
+    assert "epoch 1 of 2 was the best" in result.stdout
+    assert "epoch 1: loss 2.000, validation MRR@10 0.750, the best so far" in result.stderr
+    assert f"Stopped; {output} is the best so far, of epoch 1." in result.stderr
+
+    monkeypatch.setattr(module, "finetune", stop)
+    result = CliRunner().invoke(app, ["train", *files[:1], "--output", str(output)])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "nothing was written" in result.stderr
