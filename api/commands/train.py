@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.errors import InvalidRequest
-from api.terminal import CTRL_C, JsonOption, ModelOption, note, progress, say, say_json, table
+from api.terminal import CTRL_C, JsonOption, note, progress, say, say_json, table
 
 if TYPE_CHECKING:
     from rwkv_embed.training.finetune import Epoch, Result
@@ -44,7 +44,14 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Processors to use; all if not given.")
     ] = None,
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            envvar="RWKV_EMBED_MODEL",
+            help="The model to begin with; the bundled one if not given.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune an embedding model on your own pairs of texts; the best epoch becomes a new model.

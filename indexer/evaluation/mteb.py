@@ -13,6 +13,7 @@ results by name and revision: ours are the model's name, the mode of search, and
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,12 @@ class MTEBSearch:
     ) -> dict[str, dict[str, float]]:
         """query id -> document id -> score. `top_ranked`: the documents that may be found for a query."""
         assert self._collection is not None, "MTEB indexes before it searches"
-        options = {"mode": self._mode, "rerank": self._rerank, "group_by": "document"}
+        options = SearchOptions(min(top_k, MAX_TOP_K), mode=self._mode, rerank=self._rerank, group_by="document")
         found = {}
         for row in queries:
-            allowed = top_ranked and {"field": "id", "op": "in", "value": top_ranked[row["id"]]}
-            wanted = SearchOptions(top_k=min(top_k, MAX_TOP_K), where=allowed, **options)
-            hits = self._collection.search(row["text"], wanted)
+            if top_ranked is not None:
+                options = replace(options, where={"field": "id", "op": "in", "value": top_ranked[row["id"]]})
+            hits = self._collection.search(row["text"], options)
             found[row["id"]] = {hit.document_id: hit.score for hit in hits}
         return found
 
