@@ -88,7 +88,9 @@ class MTEBSearch:
     ) -> dict[str, dict[str, float]]:
         """query id -> document id -> score. `top_ranked`: the documents that may be found for a query."""
         assert self._collection is not None, "MTEB indexes before it searches"
-        options = SearchOptions(min(top_k, MAX_TOP_K), mode=self._mode, rerank=self._rerank, group_by="document")
+        options = SearchOptions(
+            min(top_k, MAX_TOP_K), mode=self._mode, rerank=self._rerank, group_by="document"
+        )
         found = {}
         for row in queries:
             if top_ranked is not None:
