@@ -32,7 +32,9 @@ from rwkv_embed.training.validation import Scores, Validation, evaluate
 from rwkv_embed.training.wkv7 import set_threads
 
 TEMPERATURE = 0.05
-TABLE_RATE = 10.0  # of the rate of the matrices: a token's row is seen far less often
+# Of the rate of the matrices: a row is seen only where its token is, and a few steps must be enough to give a word
+# a meaning. The matrices at a tenth of that make the loss jump (docs/log.md).
+TABLE_RATE = 300.0
 WARM_UP = 0.1  # of all steps; then the rate falls to zero
 LONGEST = 512  # tokens of a text that training reads; the model that comes out reads any length
 GRAPH_FLOATS = 1 << 28  # kept for one backward pass; a larger batch is read in parts
@@ -47,7 +49,7 @@ class Options:
 
     epochs: int = 10
     batch_size: int = 64
-    rate: float = 1e-4
+    rate: float = 3e-5
     patience: int = 3
     seed: int = 0
     threads: int | None = None
