@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from api.commands import ask, documents, embed, evaluate, models, search, servers, store
+from api.commands import ask, documents, embed, evaluate, models, search, servers, store, train
 from api.terminal import Commands
 from rwkv_embed import __version__
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 success, 2 wrong usage, 8 some files could not be read, 12 no such collection, "
     "14 no such document, 130 Ctrl-C; the whole table is in docs/cli.md.",
 )
-for group in (documents, search, ask, embed, store, models, evaluate, servers):
+for group in (documents, search, ask, embed, store, models, train, evaluate, servers):
     group.register(app)
 
 

@@ -98,6 +98,8 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     tensors.StateError: Meaning(409, 34, _INVALID, "state_error"),
     tensors.MissingDependency: Meaning(501, 35, _SERVER, "missing_dependency"),
     tensors.RWKVEmbedError: Meaning(500, 36, _SERVER),
+    tensors.TrainingDataError: Meaning(422, 37, _INVALID, "invalid_training_data"),
+    tensors.NotImproved: Meaning(500, 38, _SERVER, "not_improved"),
     # the machine
     FileNotFoundError: Meaning(404, 40, _INVALID, "file_not_found"),
     PermissionError: Meaning(403, 41, _INVALID, "permission_denied"),

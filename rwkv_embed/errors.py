@@ -6,6 +6,8 @@ RWKVEmbedError
 ├── DownloadError          a hub download failed, was refused or did not match its checksum
 ├── TokenizerError         a vocabulary is missing or damaged, or a token id is outside it
 ├── StateError             a saved state is damaged or belongs to another model
+├── TrainingDataError      pairs to fine-tune on are missing, malformed or too few
+├── NotImproved            a training did not make the model better, and nothing was written
 └── MissingDependency      an optional extra is not installed
 """
 
@@ -32,6 +34,14 @@ class TokenizerError(RWKVEmbedError):
 
 class StateError(RWKVEmbedError):
     """A saved state is damaged or belongs to another model."""
+
+
+class TrainingDataError(RWKVEmbedError):
+    """Pairs to fine-tune on are missing, malformed or too few."""
+
+
+class NotImproved(RWKVEmbedError):
+    """A training did not make the model better, and nothing was written."""
 
 
 class MissingDependency(RWKVEmbedError):

@@ -29,12 +29,21 @@ def shipped_steps(tokens: NDArray[np.int64], C: int) -> NDArray[np.float32]:
     return steps.astype(np.float16).astype(np.float32)
 
 
+def official_name(name: str) -> str:
+    """EmbeddingRWKV's name, without its prefix `rwkv.`, of a parameter of `RWKV7Embedder`."""
+    return name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else name
+
+
+def stored_name(name: str) -> str:
+    """The name in a file of EmbeddingRWKV."""
+    return official_name(name) if name.startswith("head.") else f"rwkv.{name}"
+
+
 def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
     """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
     rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
     packed, scale = pack_int4(rows.numpy(), shipped_steps(np.arange(len(rows)), rows.shape[1]))
     tensors: dict[str, NDArray[Any]] = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
     for name, values in model.state_dict().items():
-        full = name.replace("head.", "head.retr_head.", 1) if name.startswith("head.") else f"rwkv.{name}"
-        tensors[full] = values.numpy().astype(np.float16)
+        tensors[stored_name(name)] = values.numpy().astype(np.float16)
     save_file(tensors, path, metadata={"format": "rwkv-embed", "version": "7"})

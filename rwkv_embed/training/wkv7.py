@@ -59,6 +59,14 @@ def kernel() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(target))
 
 
+def set_threads(threads: int) -> None:
+    """How many processors torch and the kernel use."""
+    torch.set_num_threads(threads)
+    library = kernel()
+    if library is not None:
+        library.omp_set_num_threads(threads)  # the kernel's OpenMP may be another than torch's
+
+
 class _WKV7(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:

@@ -1,0 +1,16 @@
+"""What the frameworks are told of a passage besides its text."""
+
+from typing import Any
+
+from api import shapes
+from indexer.types import SearchHit
+
+
+def metadata(hit: SearchHit) -> dict[str, Any]:
+    """The document's own metadata, and where the passage is; `source` is what to show as its origin."""
+    place = {
+        name: value
+        for name, value in shapes.hit(hit).items()
+        if name not in ("text", "metadata", "score", "highlights") and value is not None
+    }
+    return {**hit.metadata, **place, "source": hit.uri or hit.document_id}
