@@ -1,63 +1,116 @@
 """Coefficients of the extractive answers. Written by `python -m benchmarks.answers --fit`, never by hand.
 
-Each calibration has the weights of two logistic models over the features of `generators/extractive.py`:
-`sentence` (does this sentence answer?) and `support` (does the collection answer at all?), and the
-`threshold` of `support` below which we abstain. `MODELS` has the embedders that were measured; for every
-other one, whose cosines may mean anything, `OTHER` uses only features that do not depend on their scale.
+A calibration has two parts: for passages in the language of the question (`same`) and in another (`other`).
+Each has the weights of two logistic models over the features of `features.py`, `sentence` (does this sentence
+answer?) and `support` (does the collection answer at all?), and the `threshold` of `support` below which we
+abstain. `MODELS` has the embedders that were measured; for every other one, whose cosines may mean anything,
+`OTHER` uses only features that do not depend on their scale.
 """
 
-MODELS: dict[str, dict[str, dict[str, float]]] = {
+Calibration = dict[
+    str, dict[str, dict[str, float]]
+]  # same/other -> sentence/support/decision -> name -> number
+
+MODELS: dict[str, Calibration] = {
     "rwkv-embed-small": {
-        "sentence": {
-            "bias": -6.705,
-            "dense": -0.013,
-            "spread": 1.1095,
-            "coverage": 0.2495,
-            "match": 0.4751,
-            "around": 0.2932,
-            "passage": 0.0427,
-            "context": 0.0372,
-            "rank": 1.4251,
-            "length": 0.1021,
+        "same": {
+            "sentence": {
+                "bias": -7.4029,
+                "spread": 0.4267,
+                "words": 0.7218,
+                "coverage": 0.2688,
+                "match": 0.5577,
+                "around": 0.4921,
+                "passage": 0.4102,
+                "rank": 1.1555,
+                "length": 0.0809,
+            },
+            "support": {
+                "bias": -7.0616,
+                "dense": 1.1107,
+                "coverage": 1.5777,
+                "around": 3.7179,
+                "passage": 2.2686,
+                "known": -0.4068,
+                "margin": 0.8638,
+            },
+            "decision": {
+                "threshold": 0.47,
+            },
         },
-        "support": {
-            "bias": -3.1349,
-            "dense": 0.3272,
-            "spread": -0.2202,
-            "coverage": 1.2639,
-            "around": 2.3054,
-            "passage": 1.8577,
-            "known": -3.8335,
-            "context": 0.3352,
-            "margin": 0.8828,
-        },
-        "decision": {
-            "threshold": 0.52,
+        "other": {
+            "sentence": {
+                "bias": -6.3247,
+                "spread": 1.0257,
+                "words": 0.706,
+                "coverage": 0.0778,
+                "match": 0.4966,
+                "around": 0.151,
+                "passage": 0.1536,
+                "rank": 1.127,
+                "length": -0.0667,
+            },
+            "support": {
+                "bias": -2.3146,
+                "dense": 1.592,
+                "coverage": 1.3567,
+                "around": 1.5809,
+                "passage": 1.3109,
+                "known": -0.4496,
+                "margin": 0.435,
+            },
+            "decision": {
+                "threshold": 0.65,
+            },
         },
     },
 }
 
-OTHER: dict[str, dict[str, float]] = {
-    "sentence": {
-        "bias": -7.3886,
-        "spread": 0.661,
-        "coverage": 0.4133,
-        "match": 0.8358,
-        "around": 0.5616,
-        "passage": 0.3572,
-        "rank": 1.2518,
-        "length": 0.1464,
+OTHER: Calibration = {
+    "same": {
+        "sentence": {
+            "bias": -7.3612,
+            "spread": 0.6426,
+            "coverage": 0.4158,
+            "match": 0.8203,
+            "around": 0.5801,
+            "passage": 0.3921,
+            "rank": 1.2404,
+            "length": 0.1567,
+        },
+        "support": {
+            "bias": -7.1253,
+            "coverage": 1.1581,
+            "around": 3.0602,
+            "passage": 2.1046,
+            "known": -0.3268,
+            "margin": 1.1459,
+        },
+        "decision": {
+            "threshold": 0.48,
+        },
     },
-    "support": {
-        "bias": -7.0247,
-        "spread": 0.1884,
-        "coverage": 1.2479,
-        "around": 3.0763,
-        "passage": 2.2735,
-        "known": -0.4287,
-        "margin": 1.0245,
-    },
-    "decision": {
-        "threshold": 0.47,
+    "other": {
+        "sentence": {
+            "bias": -7.3612,
+            "spread": 0.6426,
+            "coverage": 0.4158,
+            "match": 0.8203,
+            "around": 0.5801,
+            "passage": 0.3921,
+            "rank": 1.2404,
+            "length": 0.1567,
+        },
+        "support": {
+            "bias": -7.1253,
+            "coverage": 1.1581,
+            "around": 3.0602,
+            "passage": 2.1046,
+            "known": -0.3268,
+            "margin": 1.1459,
+        },
+        "decision": {
+            "threshold": 0.48,
+        },
     },
 }
