@@ -7,9 +7,8 @@ abstain. `MODELS` has the embedders that were measured; for every other one, who
 `OTHER` uses only features that do not depend on their scale.
 """
 
-Calibration = dict[
-    str, dict[str, dict[str, float]]
-]  # same/other -> sentence/support/decision -> name -> number
+# same/other -> sentence/support/decision -> name -> number
+Calibration = dict[str, dict[str, dict[str, float]]]
 
 MODELS: dict[str, Calibration] = {
     "rwkv-embed-small": {

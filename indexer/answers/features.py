@@ -4,7 +4,8 @@
     words     how near the sentence comes to each word of the question: for every content word the cosine of
               the nearest word of the sentence, averaged by rarity, then as `spread`
     coverage  share of the question's term weight that the sentence contains
-    match     BM25 of the sentence among the candidates, over the root of the number of question terms
+    match     BM25 of the sentence among the candidates for all terms of the question, question words too, over
+              the root of their number: what every candidate has weighs next to nothing
     around    coverage for the sentence and its two neighbours, where pronouns point to
     passage   the same for the whole passage
     rank      1 for the first passage of the search, 1/2 for the second, ...
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.analysis import query_terms
 from indexer.answers.evidence import (
     content,
     content_terms,
@@ -103,7 +105,7 @@ def sentence_features(
         "dense": dense,
         "spread": _spread(dense),
         "coverage": covered(own),
-        "match": _bm25(asked, texts, weights),
+        "match": _bm25(query_terms(query), texts, weights),
         "around": covered(around),
         "passage": covered([whole[n] for n in owner]),
         "known": np.full(len(own), covered([frozenset().union(*own)])[0]),

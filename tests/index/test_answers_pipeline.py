@@ -199,6 +199,10 @@ def test_impossible_settings_are_refused() -> None:
         make_generator("extractive", max_tokens=0)
     with pytest.raises(GeneratorError, match="temperature -1; expected at least 1 and at least 0"):
         make_generator("openai:x", temperature=-1, environ={})
+    with pytest.raises(
+        GeneratorError, match="template 'g1' is for rwkv:PATH, not for extractive; leave it out"
+    ):
+        make_generator("extractive", template="g1")
 
 
 HISTORY = [Message("user", "Who designed the Eiffel Tower?"), Message("assistant", "Gustave Eiffel [1].")]

@@ -58,7 +58,7 @@ def busy(llama: str) -> bool:
     return any(slot["is_processing"] for slot in httpx.get(f"{llama}/slots", timeout=30).json())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
