@@ -120,7 +120,8 @@ class Service:
             )
         with self._generators_lock:
             if name not in self._generators:
-                self._generators[name] = make_generator(self._specifications[name])
+                template = self.settings.template if name == "rwkv" else None
+                self._generators[name] = make_generator(self._specifications[name], template=template)
             return self._generators[name]
 
     async def use(

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
         description="what may write answers: extractive, rwkv:PATH, openai:MODEL; requests name the "
         "kind, the first is the default",
     )
+    template: str | None = Field(
+        default=None, description="chat template of the rwkv generator: world, g1 or a JSON file"
+    )
 
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
         default=[], description="any of these opens the API; none: it is open"

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.answers import contains
 from benchmarks.sample_table import ROOT, json_lines, sample_collection
+from benchmarks.xquad import contains
 from indexer.types import Answer
 
 DATASET = ROOT / "data" / "eval" / "sample-answers"

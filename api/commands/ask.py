@@ -52,6 +52,13 @@ def ask(
             "or openai:MODEL (a server with OpenAI's API; OPENAI_BASE_URL and OPENAI_API_KEY say which).",
         ),
     ] = "extractive",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Chat template of an rwkv model: world, g1 or a JSON file. Default: by its file name.",
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many passages to read.")] = 8,
     where: WhereOption = None,
     store: StoreOption = None,
@@ -65,7 +72,8 @@ def ask(
     from indexer.answers import make_generator
 
     with collection(store, name, model) as chosen:
-        options: dict[str, Any] = {"generator": make_generator(generator), "top_k": top_k, "where": where}
+        writer = make_generator(generator, template=template)
+        options: dict[str, Any] = {"generator": writer, "top_k": top_k, "where": where}
         if question is None:
             _converse(chosen, options)
         elif as_json:

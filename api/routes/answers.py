@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from api import shapes
 from api.errors import InvalidRequest, ModelNotServed, body
 from api.schemas import DEFAULT_TOP_K, AskRequest, ChatRequest, Turn
-from api.service import Service, ServiceDependency, json_response
+from api.service import Service, ServiceDependency, json_response, while_connected
 from indexer.errors import CollectionNotFound
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 EVENT_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx would hold the stream back
+SILENT_SECONDS = 5.0
 
 
 class EventStream(StreamingResponse):
@@ -49,10 +50,9 @@ async def ask(request: Request, collection: str, asked: AskRequest, service: Ser
     """
     question = _Question(asked.question, asked.generator, _turns(asked.history), asked.top_k, asked.where)
     if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
-        pieces = await _begin(service, collection, question)
+        pieces = await _begin(request, service, collection, question)
         return EventStream(_events(pieces))
-    answer = await service.use(request, collection, lambda chosen: chosen.ask(**question.options(service)))
-    return json_response(shapes.answer(answer))
+    return json_response(shapes.answer(await _whole(request, service, collection, question)))
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,51 @@ def _turns(messages: Iterable[Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content) for turn in messages)
 
 
-async def _begin(
-    service: Service, collection: str, question: _Question
-) -> AsyncGenerator[str | Answer, None]:
-    """Start an answer and wait for its first piece: what is wrong from the start is an ordinary error."""
+def _pieces(service: Service, collection: str, question: _Question) -> AsyncGenerator[str | Answer, None]:
     store = service.store
 
     def produce() -> Iterable[str | Answer]:
         chosen: Collection = store.collection(collection)
         return chosen.ask_stream(**question.options(service))
 
-    pieces = service.workers.stream(produce)
-    first = await anext(pieces)
+    return service.workers.stream(produce)
+
+
+async def _whole(request: Request, service: Service, collection: str, question: _Question) -> Answer:
+    """The answer, read piece by piece, so that a client who leaves stops the work."""
+
+    async def last() -> Answer:
+        answer: str | Answer | None = None
+        async with aclosing(_pieces(service, collection, question)) as pieces:
+            async for piece in pieces:
+                answer = piece
+        if answer is None or isinstance(answer, str):
+            raise RuntimeError("the generator stopped without an answer")
+        return answer
+
+    return await while_connected(request, last())
+
+
+async def _begin(
+    request: Request, service: Service, collection: str, question: _Question
+) -> AsyncGenerator[str | Answer, None]:
+    """Start an answer and wait for its first words: what is wrong from the start is an ordinary error.
+
+    After `SILENT_SECONDS` the stream begins without any, so that nothing on the way takes it for dead.
+    """
+    pieces = _pieces(service, collection, question)
+
+    async def first_words() -> str | Answer:
+        began = time.monotonic()
+        while not (piece := await anext(pieces)) and time.monotonic() - began < SILENT_SECONDS:
+            pass
+        return piece
+
+    try:
+        first = await while_connected(request, first_words())
+    except BaseException:
+        await pieces.aclose()
+        raise
 
     async def all_pieces() -> AsyncGenerator[str | Answer, None]:
         async with aclosing(pieces):
@@ -133,11 +166,9 @@ async def chat(request: Request, asked: ChatRequest, service: ServiceDependency)
     reply = _Reply(service, asked)
     try:
         if asked.stream:
-            pieces = await _begin(service, collection, question)
+            pieces = await _begin(request, service, collection, question)
             return EventStream(reply.chunks(pieces))
-        answer = await service.use(
-            request, collection, lambda chosen: chosen.ask(**question.options(service))
-        )
+        answer = await _whole(request, service, collection, question)
     except CollectionNotFound as error:
         raise ModelNotServed(
             f"{error}; a chat model here is a collection, or collection@generator", param="model"

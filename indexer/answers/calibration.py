@@ -1,63 +1,115 @@
 """Coefficients of the extractive answers. Written by `python -m benchmarks.answers --fit`, never by hand.
 
-Each calibration has the weights of two logistic models over the features of `generators/extractive.py`:
-`sentence` (does this sentence answer?) and `support` (does the collection answer at all?), and the
-`threshold` of `support` below which we abstain. `MODELS` has the embedders that were measured; for every
-other one, whose cosines may mean anything, `OTHER` uses only features that do not depend on their scale.
+A calibration has two parts: for passages in the language of the question (`same`) and in another (`other`).
+Each has the weights of two logistic models over the features of `features.py`, `sentence` (does this sentence
+answer?) and `support` (does the collection answer at all?), and the `threshold` of `support` below which we
+abstain. `MODELS` has the embedders that were measured; for every other one, whose cosines may mean anything,
+`OTHER` uses only features that do not depend on their scale.
 """
 
-MODELS: dict[str, dict[str, dict[str, float]]] = {
+# same/other -> sentence/support/decision -> name -> number
+Calibration = dict[str, dict[str, dict[str, float]]]
+
+MODELS: dict[str, Calibration] = {
     "rwkv-embed-small": {
-        "sentence": {
-            "bias": -6.705,
-            "dense": -0.013,
-            "spread": 1.1095,
-            "coverage": 0.2495,
-            "match": 0.4751,
-            "around": 0.2932,
-            "passage": 0.0427,
-            "context": 0.0372,
-            "rank": 1.4251,
-            "length": 0.1021,
+        "same": {
+            "sentence": {
+                "bias": -7.5143,
+                "spread": 0.4247,
+                "words": 0.7249,
+                "coverage": 0.2966,
+                "match": 0.6122,
+                "around": 0.5101,
+                "passage": 0.4286,
+                "rank": 1.1565,
+                "length": 0.0711,
+            },
+            "support": {
+                "bias": -7.0966,
+                "dense": 1.2558,
+                "coverage": 1.5104,
+                "around": 3.4536,
+                "passage": 2.3323,
+                "known": -0.3988,
+                "margin": 0.8766,
+            },
+            "decision": {
+                "threshold": 0.46,
+            },
         },
-        "support": {
-            "bias": -3.1349,
-            "dense": 0.3272,
-            "spread": -0.2202,
-            "coverage": 1.2639,
-            "around": 2.3054,
-            "passage": 1.8577,
-            "known": -3.8335,
-            "context": 0.3352,
-            "margin": 0.8828,
-        },
-        "decision": {
-            "threshold": 0.52,
+        "other": {
+            "sentence": {
+                "bias": -6.3331,
+                "spread": 1.0311,
+                "words": 0.7089,
+                "coverage": 0.0894,
+                "match": 0.5428,
+                "around": 0.1637,
+                "passage": 0.1668,
+                "rank": 1.1332,
+                "length": -0.0669,
+            },
+            "support": {
+                "bias": -2.3346,
+                "dense": 1.5476,
+                "coverage": 1.3041,
+                "around": 1.5285,
+                "passage": 1.261,
+                "known": -0.3387,
+                "margin": 0.442,
+            },
+            "decision": {
+                "threshold": 0.64,
+            },
         },
     },
 }
 
-OTHER: dict[str, dict[str, float]] = {
-    "sentence": {
-        "bias": -7.3886,
-        "spread": 0.661,
-        "coverage": 0.4133,
-        "match": 0.8358,
-        "around": 0.5616,
-        "passage": 0.3572,
-        "rank": 1.2518,
-        "length": 0.1464,
+OTHER: Calibration = {
+    "same": {
+        "sentence": {
+            "bias": -7.5279,
+            "spread": 0.6459,
+            "coverage": 0.4681,
+            "match": 0.8938,
+            "around": 0.6154,
+            "passage": 0.4272,
+            "rank": 1.2473,
+            "length": 0.1431,
+        },
+        "support": {
+            "bias": -7.2934,
+            "coverage": 0.9255,
+            "around": 2.5011,
+            "passage": 2.2163,
+            "known": -0.1197,
+            "margin": 1.2036,
+        },
+        "decision": {
+            "threshold": 0.51,
+        },
     },
-    "support": {
-        "bias": -7.0247,
-        "spread": 0.1884,
-        "coverage": 1.2479,
-        "around": 3.0763,
-        "passage": 2.2735,
-        "known": -0.4287,
-        "margin": 1.0245,
-    },
-    "decision": {
-        "threshold": 0.47,
+    "other": {
+        "sentence": {
+            "bias": -7.5279,
+            "spread": 0.6459,
+            "coverage": 0.4681,
+            "match": 0.8938,
+            "around": 0.6154,
+            "passage": 0.4272,
+            "rank": 1.2473,
+            "length": 0.1431,
+        },
+        "support": {
+            "bias": -7.2934,
+            "coverage": 0.9255,
+            "around": 2.5011,
+            "passage": 2.2163,
+            "known": -0.1197,
+            "margin": 1.2036,
+        },
+        "decision": {
+            "threshold": 0.51,
+        },
     },
 }

@@ -5,9 +5,12 @@ characters and pairs where a script has no spaces, so that one rule serves every
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, pairwise
+
+import regex
 
 from indexer.analysis import index_terms, query_terms
 from indexer.answers.words import QUESTION_WORDS, UNSPACED_QUESTION_WORDS
@@ -18,12 +21,41 @@ from indexer.types import Message
 FOLLOW_UP_WORDS = 3
 MAX_TURNS = 3
 _UNSPACED_LANGUAGES = frozenset({"ja", "km", "lo", "my", "th", "zh"})
+# `re` would cut words of Devanagari, Bengali and others at their vowel signs.
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]++")
+_IDEOGRAPHS = r"\p{Han}\p{Hiragana}\p{Katakana}ー々"
+_SPACED_OR_NOT = regex.compile(
+    rf"(?P<ideographic>[{_IDEOGRAPHS}]++)|[[\p{{L}}\p{{M}}\p{{N}}]--[{_IDEOGRAPHS}]]++", regex.VERSION1
+)
 
 
+@lru_cache(maxsize=4096)
+def term_counts(text: str) -> Mapping[str, int]:
+    """Every term by which the full-text index would find `text`, and how often it has it."""
+    return Counter(chain(*index_terms(text)))
+
+
+@lru_cache(maxsize=4096)
 def text_terms(text: str) -> frozenset[str]:
     """Every term by which the full-text index would find `text`."""
-    words, variants = index_terms(text)
-    return frozenset(words).union(variants)
+    return frozenset(term_counts(text))
+
+
+@lru_cache(maxsize=4096)
+def distinct_words(text: str) -> tuple[str, ...]:
+    """The words of a text, each once, in its order; in Chinese and Japanese every pair of characters."""
+    found: list[str] = []
+    for match in _SPACED_OR_NOT.finditer(text):
+        run = match.group()
+        pairs = [first + second for first, second in pairwise(run)] if match["ideographic"] else []
+        found += pairs or [run]
+    return tuple(dict.fromkeys(found))
+
+
+def content(question: str) -> str:
+    """The question without its question words; the whole if nothing is left."""
+    rest = _content(question)
+    return rest if _WORD.search(rest) else question
 
 
 def content_terms(question: str) -> list[str]:
@@ -40,15 +72,15 @@ def _content(question: str) -> str:
     text = question.casefold()
     for word in UNSPACED_QUESTION_WORDS:
         text = text.replace(word, " ")
-    return re.sub(r"[^\W_]+", lambda word: "" if word[0] in known else word[0], text)
+    return _WORD.sub(lambda word: "" if word[0] in known else word[0], text)
 
 
 def content_words(question: str) -> float:
     """How much a question says: its content words; two characters count as one where words are not spaced."""
-    content = _content(question)
+    rest = _content(question)
     if identify_language(question) in _UNSPACED_LANGUAGES:
-        return len(re.findall(r"[^\W_]", content)) / 2
-    return len(re.findall(r"[^\W_]+", content))
+        return sum(map(len, _WORD.findall(rest))) / 2
+    return len(_WORD.findall(rest))
 
 
 def standalone_query(question: str, history: Sequence[Message]) -> str:

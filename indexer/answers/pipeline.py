@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from indexer.answers.evidence import standalone_query, text_terms
 from indexer.answers.generators import make_generator
 from indexer.answers.generators.base import Generator, Passage, Quote, Request
+from indexer.answers.generators.extractive import rank_sentences
 from indexer.answers.marks import CitationMarks, without_thoughts
 from indexer.answers.prompts import without_marks
 from indexer.answers.words import says_silence, silence
@@ -176,6 +177,10 @@ def _write(generator: Generator, request: Request) -> Iterator[str | Answer]:
         yield Answer(text, abstained=True, citations=())
         return
     abstained = says_silence(without_marks(text))
+    if not abstained and not marks.places and not quoted and (source := _unmarked_source(text, request)):
+        mark = f" {marks.cite(source)}"
+        marks.text = text = text + mark
+        yield mark
     yield Answer(text, abstained, () if abstained else quoted or _supporting_quotes(marks, request))
 
 
@@ -202,6 +207,16 @@ def _supporting_quotes(marks: CitationMarks, request: Request) -> list[Citation]
         score = float(min(1.0, max(0.0, similarities[best])))
         citations.append(_citation(n, Quote(passage, *spans[best], score=score)))
     return citations
+
+
+def _unmarked_source(text: str, request: Request) -> int | None:
+    """The number of the passage that a text without marks rests on, if one answers to it.
+
+    Small models forget the marks. What they wrote is then looked for like a question: a text that no passage
+    supports stays without a source.
+    """
+    ranking = rank_sentences(_claim(text), request.passages, request.embedder)
+    return ranking.quotes[0].passage.n if ranking.supported else None
 
 
 def _claim(text: str) -> str:

@@ -1,20 +1,18 @@
 """The extractive generator: which sentences are quoted, in which order, and when it says nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from indexer.answers import answer
-from indexer.answers.calibration import MODELS, OTHER
+from indexer.answers.calibration import MODELS, OTHER, Calibration
 from indexer.answers.evidence import coverage, idf, text_terms
-from indexer.answers.generators.extractive import (
-    Extractive,
-    distinct_quotes,
-    rank_sentences,
-    sentence_features,
-    statements,
-)
+from indexer.answers.features import foreign, sentence_features
+from indexer.answers.generators.base import Passage
+from indexer.answers.generators.extractive import Extractive, distinct_quotes, rank_sentences, statements
 from indexer.chunking import sentences
-from tests.index.answering import CALIBRATION, FakeCollection, HashEmbedder, passages, request
+from tests.index.answering import CALIBRATION, SAME, FakeCollection, HashEmbedder, passages, request
 
 TEXTS = [
     "The Eiffel Tower stands in Paris. "
@@ -98,7 +96,7 @@ def test_repeated_sentences_are_quoted_once() -> None:
 
 
 def test_at_most_three_sentences_in_reading_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CALIBRATION["decision"], "threshold", 0.0)
+    monkeypatch.setitem(SAME["decision"], "threshold", 0.0)
     text = "The dam holds water. The dam makes power. The dam stops floods. The dam costs money."
     quotes = list(Extractive().generate(request("What does the dam do?", text)))
     assert 1 <= len(quotes) <= 3
@@ -130,8 +128,51 @@ def test_every_feature_by_hand() -> None:
     cosines = embedder.encode_document(["Red cats sleep.", "Blue dogs bark.", "Green birds sing."])
     cosines = cosines @ embedder.encode_query("Do blue dogs fly?")
     np.testing.assert_allclose(features["dense"], cosines, rtol=1e-5)
-    np.testing.assert_allclose(features["context"], [cosines[:2].max()] * 2 + [cosines[2]], rtol=1e-5)
-    assert abs(features["spread"].mean()) < 1e-6 and abs(features["spread"].std() - 1) < 1e-6
+    for name in ("spread", "words"):
+        assert abs(features[name].mean()) < 1e-6 and abs(features[name].std() - 1) < 1e-6
+
+
+def test_the_nearest_word_of_a_sentence_counts_by_rarity() -> None:
+    texts = passages("Red cats sleep. Blue dogs bark.", "Green birds sing.")
+    candidates = [(p, a, b) for p in texts for a, b in sentences(p.text)]
+    own = [text_terms(p.text[a:b]) for p, a, b in candidates]
+    weights, unseen = idf(own), float(np.log(2 * 3 + 2))
+    asked = {"blue": weights["blue"], "dogs": weights["dogs"], "fly": unseen}  # not "do"
+    embedder = HashEmbedder()
+    raw = [
+        sum(
+            weight * max(embedder.encode_query(word) @ embedder.encode_query(own) for own in text.split())
+            for word, weight in asked.items()
+        )
+        for text in ("Red cats sleep", "Blue dogs bark", "Green birds sing")
+    ]
+    features = sentence_features("Do blue dogs fly?", texts, candidates, embedder)
+    expected = (np.array(raw) - np.mean(raw)) / np.std(raw)
+    np.testing.assert_allclose(features["words"], expected, rtol=1e-4, atol=1e-4)
+    assert "words" not in sentence_features("Do blue dogs fly?", texts, candidates, embedder, words=False)
+
+
+def test_passages_in_another_language_are_told_by_tag_and_by_words() -> None:
+    def tagged(n: int, text: str, language: str | None) -> Passage:
+        (passage,) = passages(text)
+        return Passage(n, replace(passage.hit, language=language), text)
+
+    english = tagged(1, "The tower was designed by Gustave Eiffel's company.", "en-GB")
+    german = tagged(2, "Der Turm wurde von der Firma Gustave Eiffels entworfen.", "de")
+    unknown = tagged(3, "Der Turm steht seit vielen Jahren mitten in der Stadt Paris.", None)
+    found = [english, german, unknown]
+    assert foreign("Who was the person that designed this tower?", found) == {2, 3}
+    assert foreign("Wer hat diesen Turm eigentlich entworfen?", found) == {1}
+    assert foreign("Gustave Eiffel", [tagged(1, "Gustave Eiffel est né à Dijon.", "fr")]) == set()
+
+
+def test_text_in_another_language_has_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = "Wer hat diesen Turm eigentlich entworfen?"
+    ranking = rank_sentences(question, passages(TEXTS[0]), HashEmbedder())
+    assert ranking.threshold == CALIBRATION["other"]["decision"]["threshold"] != SAME["decision"]["threshold"]
+    assert not ranking.supported
+    monkeypatch.setitem(CALIBRATION["other"]["decision"], "threshold", 0.0)
+    assert rank_sentences(question, passages(TEXTS[0]), HashEmbedder()).supported
 
 
 def test_coverage_is_a_share_of_weight() -> None:
@@ -152,9 +193,14 @@ def test_near_duplicates_are_dropped_in_order() -> None:
 
 
 @pytest.mark.parametrize("calibration", [*MODELS.values(), OTHER], ids=[*MODELS, "other"])
-def test_a_calibration_uses_known_features_and_sane_numbers(calibration: dict[str, dict[str, float]]) -> None:
-    assert set(calibration) == {"sentence", "support", "decision"}
-    assert 0 < calibration["decision"]["threshold"] < 1
+def test_a_calibration_uses_known_features_and_sane_numbers(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, HashEmbedder.model_id, calibration)
+    assert set(calibration) == {"same", "other"}
+    for fitted in calibration.values():
+        assert set(fitted) == {"sentence", "support", "decision"}
+        assert 0 < fitted["decision"]["threshold"] < 1
     ranking = rank_sentences("Who built the tower?", passages(*TEXTS), HashEmbedder())
     assert len(ranking.quotes) == 7 and 0 <= ranking.support <= 1
     assert [q.score for q in ranking.quotes] == sorted((q.score for q in ranking.quotes), reverse=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,11 +99,17 @@ def status(code: int, body: bytes = b"", **headers: str) -> Callable[[BaseHTTPRe
 
 def generator(server: Server, **options: Any) -> tuple[OpenAIGenerator, list[float]]:
     pauses: list[float] = []
-    made = OpenAIGenerator("tiny", server.url, KEY, sleep=pauses.append, **{"timeout": 5.0, **options})
+    patient = {"timeout": 5.0, "first_timeout": 5.0, "heartbeat": 100.0}
+    made = OpenAIGenerator("tiny", server.url, KEY, sleep=pauses.append, **{**patient, **options})
     return made, pauses
 
 
 ASK = request("Who wrote it?", "Ann wrote it.")
+
+
+def said(made: OpenAIGenerator) -> list[str]:
+    """The answer's pieces without the signs of life between them."""
+    return [piece for piece in made.generate(ASK) if piece]
 
 
 def test_a_streamed_answer_with_citations(server: Server) -> None:
@@ -143,14 +150,14 @@ def test_without_a_key_no_authorization_is_sent(server: Server) -> None:
 def test_passing_failures_are_tried_again_with_growing_pauses(server: Server, code: int) -> None:
     server.replies = [status(code), status(code), stream(chunk("ok"), DONE)]
     made, pauses = generator(server, first_pause=0.5)
-    assert list(made.generate(ASK)) == ["ok"]
+    assert said(made) == ["ok"]
     assert 0.375 <= pauses[0] <= 0.625 and 0.75 <= pauses[1] <= 1.25
 
 
 def test_retry_after_is_obeyed(server: Server) -> None:
     server.replies = [status(429, Retry_After="7"), stream(chunk("ok"), DONE)]
     made, pauses = generator(server)
-    assert (list(made.generate(ASK)), pauses) == (["ok"], [7.0])
+    assert (said(made), pauses) == (["ok"], [7.0])
 
 
 def test_a_long_retry_after_is_reported_instead_of_waited_for(server: Server) -> None:
@@ -199,7 +206,7 @@ def test_an_unknown_model_says_what_to_check(server: Server) -> None:
 
 def test_no_server_is_retried_and_named() -> None:
     pauses: list[float] = []
-    made = OpenAIGenerator("tiny", "http://127.0.0.1:9/v1", retries=1, sleep=pauses.append)
+    made = OpenAIGenerator("tiny", "http://127.0.0.1:9/v1", retries=1, sleep=pauses.append, heartbeat=100.0)
     with pytest.raises(
         GeneratorError, match=r"openai:tiny at http://127.0.0.1:9/v1: connection failed: .*\(tried 2 times\)"
     ):
@@ -223,12 +230,12 @@ def test_a_cut_answer_is_an_error_and_is_not_repeated(server: Server, reply) -> 
 
 def test_a_break_before_the_first_token_is_tried_again(server: Server) -> None:
     server.replies = [stream(length=10), stream(chunk("ok"), DONE)]
-    assert list(generator(server)[0].generate(ASK)) == ["ok"]
+    assert said(generator(server)[0]) == ["ok"]
 
 
 def test_servers_that_never_say_done_are_understood(server: Server) -> None:
     server.replies = [stream(chunk("ok"), chunk(None, "stop"))]
-    assert list(generator(server)[0].generate(ASK)) == ["ok"]
+    assert said(generator(server)[0]) == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +262,61 @@ def test_a_usage_event_is_no_text(server: Server) -> None:
             chunk("ok"), chunk(None, "stop"), b'data: {"choices": [], "usage": {}}\n\n', b"data: [DONE]\n\n"
         )
     ]
-    assert list(generator(server)[0].generate(ASK)) == ["ok"]
+    assert said(generator(server)[0]) == ["ok"]
 
 
-def test_silence_is_a_timeout(server: Server) -> None:
+def test_silence_is_reported_and_not_asked_again(server: Server) -> None:
     server.replies = [lambda handler: time.sleep(0.5)]
-    with pytest.raises(GeneratorError, match=r"no reply within 0.1 s \(tried 1 times\)"):
-        list(generator(server, timeout=0.1, retries=0)[0].generate(ASK))
+    made, pauses = generator(server, first_timeout=0.1)
+    with pytest.raises(GeneratorError, match=r"no reply within 0.1 s; let it read less \(--top-k\)"):
+        list(made.generate(ASK))
+    assert pauses == []
+
+
+def test_silence_in_the_middle_is_a_broken_answer(server: Server) -> None:
+    def stops(handler: BaseHTTPRequestHandler) -> None:
+        stream(chunk("Half"))(handler)
+        time.sleep(0.5)
+
+    server.replies = [stops]
+    pieces = generator(server, timeout=0.1)[0].generate(ASK)
+    assert next(pieces) == "Half"
+    with pytest.raises(GeneratorError, match=r"the answer broke off: nothing came for 0.1 s"):
+        list(pieces)
+
+
+def test_comments_are_signs_of_life(server: Server) -> None:
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        stream()(handler)
+        for _ in range(6):
+            time.sleep(0.1)
+            handler.wfile.write(b": reading\n\n")
+        handler.wfile.write(chunk("ok") + DONE)
+
+    server.replies = [slow]
+    assert said(generator(server, first_timeout=0.4)[0]) == ["ok"]
+
+
+def test_while_it_waits_it_can_be_closed_and_hangs_up(server: Server) -> None:
+    def reading(handler: BaseHTTPRequestHandler) -> None:  # the socket is readable when the client has left
+        select.select([handler.connection], [], [], 5)
+        if not handler.connection.recv(1):
+            server.gone.set()
+
+    server.replies = [reading]
+    pieces = generator(server, heartbeat=0.02)[0].generate(ASK)
+    while not server.requests:
+        assert next(pieces) == ""
+    start = time.monotonic()
+    pieces.close()  # type: ignore[attr-defined]
+    assert server.gone.wait(2) and time.monotonic() - start < 1
+
+
+def test_a_pause_gives_signs_of_life(server: Server) -> None:
+    server.replies = [status(503, Retry_After="2.5"), stream(chunk("ok"), DONE)]
+    made, pauses = generator(server, heartbeat=1.0)
+    assert list(made.generate(ASK)) == ["", "", "", "ok"]
+    assert pauses == [1.0, 1.0, 0.5]
 
 
 def test_closing_hangs_up_within_a_token(server: Server) -> None:

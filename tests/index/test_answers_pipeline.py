@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from indexer.analysis import query_terms
 from indexer.answers import answer, answer_stream, make_generator
+from indexer.answers.calibration import MODELS
 from indexer.answers.evidence import content_terms, standalone_query
 from indexer.answers.generators.base import Quote
 from indexer.answers.marks import CitationMarks, without_thoughts
@@ -13,7 +14,7 @@ from indexer.answers.pipeline import pack, recent_turns
 from indexer.answers.words import QUESTION_WORDS, SILENCE, says_silence, silence
 from indexer.errors import GeneratorError, InvalidQuery, LimitExceeded
 from indexer.types import Answer, Citation, Message
-from tests.index.answering import FakeCollection, HashEmbedder, Scripted, hit, passages
+from tests.index.answering import CALIBRATION, FakeCollection, HashEmbedder, Scripted, hit, passages
 
 TOWER = "The Eiffel Tower is in Paris. It was designed by Gustave Eiffel. It opened in 1889."
 RIVER = "The Nile flows through Egypt. It is the longest river of Africa."
@@ -54,6 +55,21 @@ def test_marks_are_renumbered_by_first_use_and_unknown_ones_vanish(collection: F
     )
     assert result.answer == "Long [1]. Tall [2]. Long [1]. Odd."
     assert [(c.n, c.document_id) for c in result.citations] == [(1, "doc1"), (2, "doc0")]
+
+
+def test_an_answer_without_marks_gets_the_source_it_rests_on(
+    collection: FakeCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, HashEmbedder.model_id, CALIBRATION)
+    generator = Scripted(["The Nile is the longest river", " of Africa."])
+    *pieces, last = answer_stream(collection, "River?", generator=generator)
+    assert isinstance(last, Answer)
+    assert "".join(pieces) == last.answer == "The Nile is the longest river of Africa. [1]"
+    assert [(c.n, c.document_id, c.quote) for c in last.citations] == [
+        (1, "doc1", "It is the longest river of Africa.")
+    ]
+    invented = answer(collection, "River?", generator=Scripted(["Bananas ripen in warm storage rooms."]))
+    assert (invented.answer, invented.citations) == ("Bananas ripen in warm storage rooms.", [])
 
 
 def test_the_pieces_joined_are_the_answers_text(collection: FakeCollection) -> None:
@@ -183,6 +199,10 @@ def test_impossible_settings_are_refused() -> None:
         make_generator("extractive", max_tokens=0)
     with pytest.raises(GeneratorError, match="temperature -1; expected at least 1 and at least 0"):
         make_generator("openai:x", temperature=-1, environ={})
+    with pytest.raises(
+        GeneratorError, match="template 'g1' is for rwkv:PATH, not for extractive; leave it out"
+    ):
+        make_generator("extractive", template="g1")
 
 
 HISTORY = [Message("user", "Who designed the Eiffel Tower?"), Message("assistant", "Gustave Eiffel [1].")]

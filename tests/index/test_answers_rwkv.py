@@ -1,14 +1,17 @@
 """The rwkv generator with a real, random RWKV-7: cached states change the cost, never the text."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.answers.generators.rwkv import END_OF_TEXT, RWKVGenerator, StateCache, _chain
+from indexer.answers.generators.rwkv import END_OF_TEXT, READ_TOKENS, RWKVGenerator, StateCache, _chain
 from indexer.answers.prompts import WORLD, Template, completion_segments
 from indexer.answers.words import SILENCE
 from indexer.errors import GeneratorError
+from indexer.types import Message
 from rwkv_embed import load_model
 from rwkv_embed.generate import Sampling, generate
 from tests.index.answering import request
@@ -113,6 +116,18 @@ def test_reading_can_be_stopped_between_pieces(model) -> None:
     assert next(pieces) == ""
     pieces.close()  # type: ignore[attr-defined]
     assert counting.read <= 256
+
+
+def test_a_long_conversation_is_read_in_pieces_too(model) -> None:
+    generator, counting = make(model)
+    turns = [Message("user", FIRST * 100), Message("assistant", FIRST * 100)]
+    read = [0]
+    for piece in generator.generate(request(QUESTION, FIRST, history=turns)):
+        read.append(counting.read)
+        if piece:
+            break
+    assert read[-1] > 3000
+    assert max(after - before for before, after in pairwise(read)) <= READ_TOKENS + 1
 
 
 def test_writing_can_be_stopped_after_a_token(model) -> None:

@@ -218,6 +218,7 @@ def test_errors_of_an_existing_store() -> None:
     run("add", "a", "Bees.")
     assert "no collection 'other'; there are: default" in failing("search", "a", "-c", "other", code=12)
     assert "'nothing'" in failing("show", "nothing", code=14)
+    assert "template 'g1' is for rwkv:PATH" in failing("ask", "a", "--template", "g1", code=20)
     assert "year >" in failing("search", "a", "--where", "year >", code=17)
 
 

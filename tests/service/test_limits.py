@@ -222,10 +222,14 @@ CHAT = {"model": "library", "stream": True, "messages": [{"role": "user", "conte
 ASK = {"question": "What do bees make?", "stream": True}
 
 
+@pytest.mark.parametrize("piece", ["word ", ""], ids=["writing", "reading"])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize(
     ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/collections/library/ask", ASK)]
 )
-def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path, path: str, body: dict) -> None:
+def test_an_answer_stops_when_its_reader_leaves(
+    tmp_path: Path, path: str, body: dict, stream: bool, piece: str
+) -> None:
     with running(tmp_path / "s") as server:
         written, closed = [], threading.Event()
 
@@ -234,13 +238,13 @@ def test_a_stream_stops_when_its_reader_leaves(tmp_path: Path, path: str, body: 
                 try:
                     while True:
                         written.append(1)
-                        yield "word "
+                        yield piece
                         time.sleep(0.01)
                 finally:
                     closed.set()
 
         server.app.state.service._generators["extractive"] = Endless()
-        connection = abandon(server, path, body)
+        connection = abandon(server, path, {**body, "stream": stream})
         wait_for(lambda: len(written) > 5)
         connection.close()
         assert closed.wait(5)

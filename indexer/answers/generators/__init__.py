@@ -29,6 +29,8 @@ def make_generator(
             f"max_tokens is {max_tokens} and temperature {temperature}; expected at least 1 and at least 0"
         )
     kind, _, name = spec.partition(":")
+    if template is not None and kind != "rwkv":
+        raise GeneratorError(f"template {str(template)!r} is for rwkv:PATH, not for {spec}; leave it out")
     if kind == "extractive" and not name:
         from indexer.answers.generators.extractive import Extractive
 

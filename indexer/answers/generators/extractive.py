@@ -1,46 +1,36 @@
 """Answers without a language model: the sentences of the passages that answer, verbatim, or nothing.
 
-Every sentence of the passages is a candidate. Two small logistic models, fitted on labelled questions
-(`calibration.py`), turn the features below into probabilities: that a sentence answers, and that the
-collection answers at all. Features are few and named, so a wrong answer can be explained by hand.
-
-    dense     cosine of question and sentence
-    spread    the same, in standard deviations above the mean of the candidates: no matter the scale
-    coverage  share of the question's term weight that the sentence contains
-    match     BM25 of the sentence among the candidates, over the root of the number of question terms
-    around    coverage for the sentence and its two neighbours, where pronouns point to
-    passage   the same for the whole passage
-    known     the same for all passages together: 0 when question and passages share no language
-    context   best cosine among the sentences of the passage
-    rank      1 for the first passage of the search, 1/2 for the second, ...
-    length    1 for a full sentence, less for a heading or a fragment
-    margin    how far (in log-odds) the best sentence is ahead of the average candidate; `support` only
+Every sentence of the passages is a candidate. Small logistic models over the numbers of `features.py`, fitted
+on labelled questions (`calibration.py`), give two probabilities: that a sentence answers, and that the
+collection answers at all. There are two of each, because evidence differs: one for passages in the language of
+the question, where its words are found again, and one for those in another, where hardly any is.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from indexer.analysis import index_terms
 from indexer.answers.calibration import MODELS, OTHER
-from indexer.answers.evidence import content_terms, coverage, idf, text_terms
+from indexer.answers.evidence import text_terms
+from indexer.answers.features import (
+    FULL_SENTENCE_CHARS,
+    Candidate,
+    foreign,
+    sentence_features,
+    support_features,
+)
 from indexer.answers.generators.base import Passage, Quote, Request
 from indexer.chunking import sentences
 from indexer.types import Embedder
 
-FULL_SENTENCE_CHARS = 40
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of terms
 RUNNER_UP = 0.5  # a further sentence is quoted when it is at least this likely, relative to the best
 
-Candidate = tuple[Passage, int, int]  # a sentence of a passage: start, end
 _HEADING = regex.compile(rf"\#{{1,6}}\s[^\n]*+|[^\n\p{{P}}]{{1,{FULL_SENTENCE_CHARS}}}+")
-
-Features = dict[str, NDArray[np.float64]]  # name -> (n candidates,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +45,7 @@ class Extractive:
 
     def generate(self, request: Request) -> Iterator[Quote]:
         ranking = rank_sentences(request.query, request.passages, request.embedder)
-        if not ranking.quotes or ranking.support < ranking.threshold:
+        if not ranking.supported:
             return
         likely = [quote for quote in ranking.quotes if quote.score >= RUNNER_UP * ranking.quotes[0].score]
         yield from _reading_order(distinct_quotes(likely, self.max_sentences))
@@ -69,24 +59,34 @@ class Ranking:
     support: float
     threshold: float
 
+    @property
+    def supported(self) -> bool:
+        """Whether to answer at all."""
+        return bool(self.quotes) and self.support >= self.threshold
+
 
 def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) -> Ranking:
     """Every sentence of the passages with its probability of being an answer to `query`, best first."""
     calibration = MODELS.get(embedder.model_id, OTHER)
     candidates = statements(passages)
     if not candidates:
-        return Ranking((), 0.0, calibration["decision"]["threshold"])
-    features = sentence_features(query, passages, candidates, embedder)
-    logits = _linear(calibration["sentence"], features)
-    nothing = calibration["sentence"]["bias"]
-    support = _sigmoid(_linear(calibration["support"], support_features(features, logits, nothing)))[0]
-    scores = _sigmoid(logits)
+        return Ranking((), 0.0, calibration["same"]["decision"]["threshold"])
+    words = any("words" in calibration[kind]["sentence"] for kind in calibration)
+    features = sentence_features(query, passages, candidates, embedder, words=words)
+    others = foreign(query, passages)
+    kinds = ["other" if passage.n in others else "same" for passage, _, _ in candidates]
+    by_kind = {kind: linear(calibration[kind]["sentence"], features) for kind in set(kinds)}
+    logits = np.array([by_kind[kind][i] for i, kind in enumerate(kinds)])
+    best = int(np.argmax(logits))
+    chosen = calibration[kinds[best]]
+    evidence = support_features(features, logits, chosen["sentence"]["bias"], best)
+    support = _sigmoid(linear(chosen["support"], evidence))
     quotes = [
         Quote(passage, start, end, score)
-        for (passage, start, end), score in zip(candidates, scores.tolist(), strict=True)
+        for (passage, start, end), score in zip(candidates, _sigmoid(logits).tolist(), strict=True)
     ]
     ranked = [quotes[i] for i in np.argsort(-logits, kind="stable")]
-    return Ranking(ranked, float(support), calibration["decision"]["threshold"])
+    return Ranking(ranked, float(support), chosen["decision"]["threshold"])
 
 
 def statements(passages: Sequence[Passage]) -> list[Candidate]:
@@ -99,83 +99,12 @@ def statements(passages: Sequence[Passage]) -> list[Candidate]:
     return [(p, a, b) for p, a, b in found if not _HEADING.fullmatch(p.text, a, b)] or found
 
 
-def sentence_features(
-    query: str,
-    passages: Sequence[Passage],
-    candidates: Sequence[Candidate],
-    embedder: Embedder,
-) -> Features:
-    """The features of each candidate (passage, start, end); see the module's list."""
-    texts = [passage.text[start:end] for passage, start, end in candidates]
-    dense = (embedder.encode_document(texts) @ embedder.encode_query(query)).astype(np.float64)
-    spread = (dense - dense.mean()) / max(float(dense.std()), 1e-6)
-
-    owner = np.array([passage.n for passage, _, _ in candidates])
-    own = [text_terms(text) for text in texts]
-    weights = idf(own)
-    unseen = float(np.log(2 * len(own) + 2))  # the weight of a term that no candidate has
-    asked = content_terms(query)
-
-    def covered(term_sets: Sequence[frozenset[str]]) -> NDArray[np.float64]:
-        return np.array([coverage(asked, present, weights, unseen) for present in term_sets])
-
-    around = [
-        frozenset().union(*(own[j] for j in (i - 1, i, i + 1) if 0 <= j < len(own) and owner[j] == owner[i]))
-        for i in range(len(own))
-    ]
-    whole = {n: frozenset().union(*(own[i] for i in np.flatnonzero(owner == n))) for n in set(owner.tolist())}
-    context = {n: dense[owner == n].max() for n in whole}
-    best_first = sorted(passages, key=lambda passage: -passage.hit.score)
-    rank = {passage.n: 1 / position for position, passage in enumerate(best_first, start=1)}
-    return {
-        "dense": dense,
-        "spread": spread,
-        "coverage": covered(own),
-        "match": _bm25(asked, texts, weights),
-        "around": covered(around),
-        "passage": covered([whole[n] for n in owner]),
-        "known": np.full(len(own), covered([frozenset().union(*own)])[0]),
-        "context": np.array([context[n] for n in owner]),
-        "rank": np.array([rank[n] for n in owner]),
-        "length": np.array([min(1.0, len(text) / FULL_SENTENCE_CHARS) for text in texts]),
-    }
+def linear(weights: Mapping[str, float], features: Mapping[str, Any]) -> Any:
+    """bias + sum of weight * feature, for numbers and arrays alike."""
+    return weights["bias"] + sum(weights[name] * features[name] for name in weights if name != "bias")
 
 
-def _bm25(asked: Sequence[str], texts: Sequence[str], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """BM25 (k1 = 1.2, b = 0.75) of each text, divided by the root of the number of terms asked for."""
-    counts = [Counter(chain(*index_terms(text))) for text in texts]
-    lengths = np.array([sum(count.values()) for count in counts], np.float64)
-    norm = 1.2 * (0.25 + 0.75 * lengths / max(1.0, lengths.mean()))
-    total = np.zeros(len(texts))
-    for term in asked:
-        found = np.array([count[term] for count in counts], np.float64)
-        total += weights.get(term, 0.0) * found * 2.2 / (found + norm)
-    return total / max(1, len(asked)) ** 0.5
-
-
-def support_features(features: Features, logits: NDArray[np.float64], nothing: float) -> Features:
-    """What tells whether the collection answers: the best sentence's features and its lead. Shapes (1,).
-
-    `nothing` is the logit of a sentence without any evidence. One such is averaged with the candidates, so
-    that the only sentence of a small collection has a lead too.
-    """
-    best = int(np.argmax(logits))
-    margin = logits[best] - np.append(logits, nothing).mean()
-    return {
-        **{name: values[best : best + 1] for name, values in features.items()},
-        "margin": np.array([margin]),
-    }
-
-
-def _linear(weights: Mapping[str, float], features: Features) -> NDArray[np.float64]:
-    total = np.full(1, weights["bias"])
-    for name, weight in weights.items():
-        if name != "bias":
-            total = total + weight * features[name]
-    return total
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sigmoid(x: Any) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
 
 

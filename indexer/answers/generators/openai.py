@@ -2,16 +2,24 @@
 
 One streaming POST to `{base_url}/chat/completions`, read as server-sent events with httpx. What fails before
 the first token for a passing reason (no connection, 408, 429, 5xx) is tried again with growing pauses;
-after the first token nothing is repeated, because the reader has seen it. The key is never shown.
+after the first token nothing is repeated, because the reader has seen it. Nor is a silent server asked again:
+it may still be reading the first prompt, and would have to begin anew. The key is never shown.
+
+A model on a processor reads a long prompt for minutes before its first token. So the reply is read in a thread
+of its own: meanwhile the generator yields "" now and then, and when it is closed it hangs up at once.
 https://platform.openai.com/docs/api-reference/chat/create
 """
 
 import json
 import os
+import queue
 import random
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -30,6 +38,7 @@ PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_PAUSE = 30.0  # seconds; a server that asks for more than this is reported instead of waited for
 MAX_ERROR_CHARS = 300
 MAX_LINE_CHARS = 1_000_000
+QUEUED_PIECES = 64  # that a slow reader may leave waiting before the server is made to wait
 
 
 class _Passing(Exception):
@@ -38,6 +47,64 @@ class _Passing(Exception):
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.pause = pause
+
+
+class _Call:
+    """The connection of a request, so that another thread can hang up at any moment."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._socket: socket.socket | None = None
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """httpcore tells of the socket when it is there, and again when TLS has wrapped it."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+        if self.ended.is_set():
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.ended.set()
+        if self._socket is not None:
+            with suppress(OSError):  # the other side was first
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Reading:
+    """Runs `read(call)` in a thread; `next` gives its items, then None, or the exception that ended it."""
+
+    def __init__(self, read: Callable[[_Call], Iterator[str]]) -> None:
+        self._call = _Call()
+        self._items: queue.Queue[str | Exception | None] = queue.Queue(maxsize=QUEUED_PIECES)
+        self._read = read
+        threading.Thread(target=self._run, name="openai-reply", daemon=True).start()
+
+    def next(self, timeout: float) -> str | Exception | None:
+        """Raises queue.Empty after `timeout` seconds."""
+        return self._items.get(timeout=timeout)
+
+    def _run(self) -> None:
+        try:
+            for item in self._read(self._call):
+                if not self._put(item):
+                    return
+            self._put(None)
+        except Exception as error:  # goes to the reader of `next`
+            self._put(error)
+
+    def _put(self, item: str | Exception | None) -> bool:
+        """Waits for room; False when nobody will read it."""
+        while not self._call.ended.is_set():
+            with suppress(queue.Full):
+                self._items.put(item, timeout=0.1)
+                return True
+        return False
+
+    def __enter__(self) -> "_Reading":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call.hang_up()
 
 
 @dataclass(frozen=True)
@@ -49,10 +116,12 @@ class OpenAIGenerator:
     api_key: str | None = field(default=None, repr=False)
     max_tokens: int = 400
     temperature: float = 0.0
-    timeout: float = 60.0  # seconds between two pieces of the stream; a slow prompt counts as one
+    timeout: float = 60.0  # seconds of silence in the middle of the answer
+    first_timeout: float = 300.0  # seconds of silence before it: the model is loaded and reads the passages
     connect_timeout: float = 5.0
     retries: int = 3
     first_pause: float = 0.5  # doubles with each retry
+    heartbeat: float = 1.0  # seconds between two signs of life while waiting
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     @classmethod
@@ -95,37 +164,76 @@ class OpenAIGenerator:
             "temperature": self.temperature,
             "stream": True,
         }
-        timeout = httpx.Timeout(self.timeout, connect=self.connect_timeout)
-        with httpx.Client(timeout=timeout) as client:
-            for attempt in range(self.retries + 1):
-                try:
-                    yield from self._attempt(client, body)
-                    return
-                except _Passing as failure:
-                    pause = failure.pause
-                    if pause is None:
-                        pause = self.first_pause * 2**attempt * random.uniform(0.75, 1.25)
-                    if attempt == self.retries or pause > LONGEST_PAUSE:
-                        raise self._error(f"{failure} (tried {attempt + 1} times)") from None
-                    self.sleep(pause)
+        for attempt in range(self.retries + 1):
+            try:
+                yield from self._attempt(body)
+                return
+            except _Passing as failure:
+                pause = failure.pause
+                if pause is None:
+                    pause = self.first_pause * 2**attempt * random.uniform(0.75, 1.25)
+                if attempt == self.retries or pause > LONGEST_PAUSE:
+                    raise self._error(f"{failure} (tried {attempt + 1} times)") from None
+            while pause > 0:
+                self.sleep(min(pause, self.heartbeat))
+                pause -= self.heartbeat
+                yield ""
 
-    def _attempt(self, client: httpx.Client, body: Mapping[str, Any]) -> Iterator[str]:
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        started = False
-        try:
-            url = f"{self.base_url}/chat/completions"
-            with client.stream("POST", url, json=body, headers=headers) as response:
-                self._check(response)
-                for text in self._texts(response):
+    def _attempt(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """The texts of one request, "" while there is none."""
+        started, heard = False, time.monotonic()
+        with _Reading(lambda call: self._read(call, body)) as reading:
+            while True:
+                limit = self.timeout if started else self.first_timeout
+                left = limit - (time.monotonic() - heard)
+                if left <= 0:
+                    raise self._silent(started, limit)
+                try:
+                    item = reading.next(min(self.heartbeat, left))
+                except queue.Empty:
+                    yield ""
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, Exception):
+                    raise self._failed(started, item) from None
+                heard = time.monotonic()
+                if item:
                     started = True
-                    yield text
-        except httpx.TimeoutException as error:
-            seconds = self.connect_timeout if isinstance(error, httpx.ConnectTimeout) else self.timeout
-            raise self._interrupted(started, f"no reply within {seconds:g} s") from None
-        except httpx.TransportError as error:
-            raise self._interrupted(started, f"connection failed: {error or type(error).__name__}") from None
-        except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as error:
-            raise self._error(str(error)) from None
+                    yield item
+
+    def _read(self, call: "_Call", body: Mapping[str, Any]) -> Iterator[str]:
+        """Runs in the reading thread: the texts as they arrive, "" for a sign of life without one."""
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        timeout = httpx.Timeout(None, connect=self.connect_timeout)
+        with (
+            httpx.Client(timeout=timeout) as client,
+            client.stream(
+                "POST",
+                f"{self.base_url}/chat/completions",
+                json=body,
+                headers=headers,
+                extensions={"trace": call.trace},
+            ) as response,
+        ):
+            self._check(response)
+            yield from self._texts(response)
+
+    def _failed(self, started: bool, error: Exception) -> Exception:
+        """The error to raise for one that the reading thread met."""
+        if isinstance(error, httpx.ConnectTimeout):
+            return _Passing(f"no connection within {self.connect_timeout:g} s")
+        if isinstance(error, httpx.TransportError):
+            reason = f"connection failed: {error or type(error).__name__}"
+            return self._error(f"the answer broke off: {reason}") if started else _Passing(reason)
+        if isinstance(error, (httpx.InvalidURL, httpx.HTTPError, UnicodeError)):
+            return self._error(str(error))
+        return error
+
+    def _silent(self, started: bool, limit: float) -> GeneratorError:
+        if started:
+            return self._error(f"the answer broke off: nothing came for {limit:g} s")
+        return self._error(f"no reply within {limit:g} s; let it read less (--top-k) or use a smaller model")
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == 200:
@@ -141,20 +249,20 @@ class OpenAIGenerator:
         raise self._error(reason)
 
     def _texts(self, response: httpx.Response) -> Iterator[str]:
-        """The texts of the events. The stream must say that it is over: a cut answer is an error."""
+        """The texts of the events, "" for a comment. The stream must say that it is over."""
         finished = False
         for line in response.iter_lines():
             if len(line) > MAX_LINE_CHARS:
                 raise self._error(f"the server sent a line of {len(line)} characters")
-            if not line.startswith("data:"):
-                continue  # comments, event names, blank lines
+            if not line.startswith("data:"):  # comments, event names, blank lines
+                yield ""
+                continue
             data = line[5:].strip()
             if data == "[DONE]":
                 return
             text, finish_reason = self._read_event(data)
             finished = finished or finish_reason is not None
-            if text:
-                yield text
+            yield text
         if not finished:
             raise httpx.RemoteProtocolError("the stream ended in the middle of the answer")
 
@@ -174,9 +282,6 @@ class OpenAIGenerator:
             raise self._error(
                 f"the server sent an event that is not a chat completion chunk: {data[:100]!r}"
             ) from None
-
-    def _interrupted(self, started: bool, reason: str) -> Exception:
-        return self._error(f"the answer broke off: {reason}") if started else _Passing(reason)
 
     def _error(self, reason: str) -> GeneratorError:
         place = re.sub(r"//[^/@]*@", "//", self.base_url)  # a password in the URL is a secret too

@@ -123,11 +123,16 @@ class RWKVGenerator:
             state, done = kept, i + 1
         for i in range(done, len(segments)):
             tokens = ([END_OF_TEXT] if i == 0 else []) + self._model.tokenizer.encode(segments[i])
-            for start in range(0, len(tokens), READ_TOKENS):
-                states = None if state is None else [state]
-                _, (state,) = self._model.hidden([tokens[start : start + READ_TOKENS]], states)
-                yield ""
+            state = yield from self._feed(tokens, state)
             self.cache.put(keys[i], state)
+        return state
+
+    def _feed(self, tokens: Sequence[int], state: Any) -> Generator[str, None, Any]:
+        """Returns the state after `tokens`; yields "" between pieces."""
+        for start in range(0, len(tokens), READ_TOKENS):
+            states = None if state is None else [state]
+            _, (state,) = self._model.hidden([tokens[start : start + READ_TOKENS]], states)
+            yield ""
         return state
 
     def _write(self, tail: str, state: Any) -> Iterator[str]:
@@ -136,7 +141,9 @@ class RWKVGenerator:
         options = Sampling(
             max_tokens=self._max_tokens, temperature=self._temperature, top_p=TOP_P, stop=self._template.stop
         )
-        pieces = generate(self._model, tail, state, options)
+        *tokens, last = self._model.tokenizer.encode(tail)
+        state = yield from self._feed(tokens, state)
+        pieces = generate(self._model, [last], state, options)
         first = next(pieces, "")
         yield first.lstrip()  # templates end with "Assistant:", the space after it is the model's
         yield from pieces
