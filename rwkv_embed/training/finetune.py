@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from rwkv_embed.embedder import START_TOKEN, Embedder
 from rwkv_embed.errors import CheckpointError, NotImproved
 from rwkv_embed.hub import RANGES, ModelFiles
+from rwkv_embed.training.loss import info_nce
 from rwkv_embed.training.model import RWKV7Embedder
 from rwkv_embed.training.pairs import Pair
 from rwkv_embed.training.trainable import Trainable, open_trainable, save_trainable
 from rwkv_embed.training.validation import Scores, Validation, evaluate
 from rwkv_embed.training.wkv7 import set_threads
 
-TEMPERATURE = 0.05
 # Of the rate of the matrices: a row is seen only where its token is, and a few steps must be enough to give a word
 # a meaning. The matrices at a tenth of that make the loss jump (docs/log.md).
 TABLE_RATE = 300.0
@@ -159,22 +159,6 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise
 
 
-def contrastive_loss(
-    queries: Tensor, documents: Tensor, positive: Tensor, other: Tensor, dims: Sequence[int]
-) -> Tensor:
-    """Mean over `dims` and queries of -log softmax(cosine / TEMPERATURE) at the query's positive.
-
-    queries (B, C), documents (M, C), any length; positive (B,) indexes documents; other (B, M) is True where
-    a document is another right answer to the query, which must not push it away.
-    """
-    total = queries.new_zeros(())
-    for dim in dims:
-        q, d = F.normalize(queries[:, :dim], dim=1), F.normalize(documents[:, :dim], dim=1)
-        similarity = (q @ d.T / TEMPERATURE).masked_fill(other, -torch.inf)
-        total = total + F.cross_entropy(similarity, positive)
-    return total / len(dims)
-
-
 class Reader:
     """Texts to the tokens that the model reads, prompt and end of text included."""
 
@@ -247,7 +231,7 @@ class _Run:
         other[torch.arange(len(pairs)), positive] = False
 
         def loss_of(vectors: Tensor) -> Tensor:
-            return contrastive_loss(vectors[: len(pairs)], vectors[len(pairs) :], positive, other, self.dims)
+            return info_nce(vectors[: len(pairs)], vectors[len(pairs) :], positive, other, self.dims)
 
         rate = self.options.rate * share
         self.optimizer.zero_grad(set_to_none=True)

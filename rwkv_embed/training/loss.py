@@ -1,5 +1,7 @@
 """What the student is asked: the teacher's vector, the teacher's neighbours, and which texts belong together."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,17 +34,28 @@ def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tenso
     return total / (len(DIMENSIONS) * len(vectors))
 
 
-def contrastive_loss(left: Tensor, right: Tensor, meaning: Tensor) -> Tensor:
-    """InfoNCE in both directions, mean over `DIMENSIONS`: `left[i]` must find `right[i]` among all of `right`.
+def info_nce(
+    queries: Tensor, documents: Tensor, positive: Tensor, other: Tensor, dims: Sequence[int] = DIMENSIONS
+) -> Tensor:
+    """Mean over `dims` and queries of -log softmax(cosine / TEMPERATURE) at the query's positive.
 
-    left, right (B, C), any length; meaning (B,) integers: pairs of one meaning are not each other's negatives.
+    queries (B, C), documents (M, C), any length; positive (B,) indexes documents; other (B, M) is True where
+    a document is another right answer to the query, which must not push it away.
+    """
+    total = queries.new_zeros(())
+    for dim in dims:
+        q, d = F.normalize(queries[:, :dim], dim=1), F.normalize(documents[:, :dim], dim=1)
+        similarity = (q @ d.T / TEMPERATURE).masked_fill(other, -torch.inf)
+        total = total + F.cross_entropy(similarity, positive)
+    return total / len(dims)
+
+
+def contrastive_loss(left: Tensor, right: Tensor, meaning: Tensor) -> Tensor:
+    """`info_nce` in both directions: `left[i]` must find `right[i]` among all of `right`, and the reverse.
+
+    meaning (B,) integers: pairs of one meaning are not each other's negatives.
     """
     same = meaning[:, None] == meaning[None, :]
     same.fill_diagonal_(False)
     answer = torch.arange(len(left))
-    total = left.new_zeros(())
-    for dim in DIMENSIONS:
-        similarity = F.normalize(left[:, :dim], dim=1) @ F.normalize(right[:, :dim], dim=1).T
-        logits = (similarity / TEMPERATURE).masked_fill(same, -torch.inf)
-        total = total + F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)
-    return total / (2 * len(DIMENSIONS))
+    return (info_nce(left, right, answer, same) + info_nce(right, left, answer, same)) / 2

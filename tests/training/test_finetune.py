@@ -15,7 +15,8 @@ from rwkv_embed.errors import CheckpointError, NotImproved, TrainingDataError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.quantize import Int8Ranges
 from rwkv_embed.training import finetune as module
-from rwkv_embed.training.finetune import Epoch, Options, Reader, Watch, contrastive_loss, finetune
+from rwkv_embed.training.finetune import Epoch, Options, Reader, Watch, finetune
+from rwkv_embed.training.loss import TEMPERATURE, info_nce
 from rwkv_embed.training.pairs import Pair, read_pairs, split
 from rwkv_embed.training.trainable import Trainable, open_trainable, save_trainable
 from rwkv_embed.training.validation import Validation
@@ -116,9 +117,9 @@ def test_loss_is_the_formula() -> None:
             cosines = [
                 float(q[i, :dim] @ d[j, :dim] / (q[i, :dim].norm() * d[j, :dim].norm())) for j in range(3)
             ]
-            scaled = np.exp(np.array(cosines) / module.TEMPERATURE)
+            scaled = np.exp(np.array(cosines) / TEMPERATURE)
             expected -= np.log(scaled[positive[i]] / scaled[wrong].sum()) / 4
-    assert contrastive_loss(q, d, positive, other, (2, 4)).item() == pytest.approx(expected, rel=1e-5)
+    assert info_nce(q, d, positive, other, (2, 4)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def small_run(tmp_path: Path, **options: Any) -> module._Run:
