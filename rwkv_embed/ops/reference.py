@@ -44,13 +44,16 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor) -
 
     r, k, v, w: (B, T, H, N), w in [0, 1]; u: (H, N) bonus of the current token; state: (B, H, N, N) as
     [key, value]. Returns r . (state + u k v^T) as (B, T, H, N) and the new state.
+
+    Between the tokens given the state is float64: what a constant decay rounds off always points the same way.
     """
     outputs = []
+    state = state.double()
     for t in range(r.shape[1]):
         kv = k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append((r[:, t, :, None, :] @ (state + u[:, :, None] * kv)).squeeze(-2))
+        outputs.append((r[:, t, :, None, :] @ (state.to(r.dtype) + u[:, :, None] * kv)).squeeze(-2))
         state = w[:, t, :, :, None] * state + kv
-    return torch.stack(outputs, dim=1), state
+    return torch.stack(outputs, dim=1), state.to(r.dtype)
 
 
 def wkv7(
