@@ -16,11 +16,11 @@ from indexer.store import open_store, restore
 from indexer.types import Document, SearchOptions
 
 REAL_TERMS = replace(PIPELINE, fulltext=Pipeline().fulltext)
-FILES, LINES = 120, 8
+FILES, LINES = 240, 8
 
 
 def line(file: int, n: int) -> str:
-    return f"file{file} line{n} shared{n % 3} " + " ".join(f"w{(file * n + i) % 97}" for i in range(20))
+    return f"file{file} line{n} shared{n % 3} " + " ".join(f"w{(file * n + i) % 97}" for i in range(60))
 
 
 def answers(collection) -> bytes:
