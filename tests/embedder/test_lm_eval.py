@@ -178,33 +178,52 @@ TASKS: dict[str, tuple[str, list[dict[str, Any]], list[Question]]] = {
 }
 
 
+PUBLISHED = {
+    "xcopa_id": "xcopa/default_id.yaml",
+    "xstorycloze_en": "xstorycloze/default_en.yaml",
+    "xwinograd_en": "xwinograd/xwinograd_en.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TASKS)
-def test_lm_eval_runs_the_published_tasks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval import simple_evaluate
+@pytest.mark.parametrize("published", TASKS)
+def test_lm_eval_runs_the_published_tasks(
+    published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    split, items, questions = TASKS[name]
+    split, items, questions = TASKS[published]
     file = tmp_path / "items.jsonl"
     file.write_text("\n".join(map(json.dumps, items)), "utf-8")
+    name = f"local_{published}"
     task = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / PUBLISHED[published]),
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file)}, "cache_dir": str(tmp_path)},
-        **{f"{other}_split": None for other in ("training", "validation", "test") if other != split},
+        "dataset_kwargs": {"data_files": {split: str(file)}, "cache_dir": str(tmp_path / "cache")},
+        **{f"{part}_split": part if part == split else None for part in ("training", "validation", "test")},
     }
+    (tmp_path / "task.yaml").write_text(json.dumps(task), "utf-8")
     model = TinyLanguageModel()
 
-    results = simple_evaluate(
-        adapter.RWKVLM(model), tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True
+    results = lm_eval.simple_evaluate(
+        adapter.RWKVLM(model),
+        tasks=[name],
+        task_manager=TaskManager(include_path=str(tmp_path)),
+        num_fewshot=0,
+        bootstrap_iters=0,
+        log_samples=True,
     )
 
     asked = [sample["arguments"] for sample in results["samples"][name]]
     assert [[tuple(arguments) for arguments in row] for row in asked] == [pairs for pairs, _ in questions]
     scores = [[_obvious(model, *pair) for pair in pairs] for pairs, _ in questions]
-    if name == "lambada_openai":
+    if published == "lambada_openai":
         mean = sum(score for (score,) in scores) / len(scores)
         assert results["results"][name]["perplexity,none"] == pytest.approx(math.exp(-mean), rel=1e-4)
     else:
