@@ -3,14 +3,15 @@
 folder with corpus.jsonl, queries.jsonl, qrels/*.tsv     BEIR: retrieval
 folder of such folders                                   a retrieval set each
 folder of files NAME.xx and NAME.yy, line by line        bitext (Tatoeba, LASER), en first if there
-.tsv of two columns, headed by their languages           bitext
-.jsonl of {"en": …, "de": …}                             bitext of en (else the first) with each
+.tsv of columns headed by their languages                bitext of en (else the first) with each
+.jsonl of {"en": …, "de": …}                             the same
 .csv or .tsv: sentence1, sentence2, score                semantic similarity, with or without a header
 """
 
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class SimilarityDataset:
 Dataset = RetrievalDataset | BitextDataset | SimilarityDataset
 
 
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")  # heads a column of a bitext
+
+
 class InvalidDataset(InvalidQuery):
     """A data set is missing or not in a known format."""
 
@@ -59,7 +63,7 @@ def load_datasets(path: Path, split: str = "test") -> list[Dataset]:
     if path.is_dir():
         sets = list(_folder(path, split))
     elif path.is_file():
-        sets = list(_bitext_jsonl(path) if ".jsonl" in path.suffixes else _table(path))
+        sets = list(_bitexts(list(_records(path))) if ".jsonl" in path.suffixes else _table(path))
     else:
         raise InvalidDataset(f"there is no data set at {path}")
     if not sets:
@@ -123,8 +127,8 @@ def _beir(path: Path, split: str) -> RetrievalDataset:
     return RetrievalDataset(path.name, corpus, queries, qrels)
 
 
-def _bitext_jsonl(path: Path) -> Iterator[BitextDataset]:
-    records = list(_records(path))
+def _bitexts(records: Sequence[Mapping[str, Any]]) -> Iterator[BitextDataset]:
+    """A bitext of English, or else the first language, and each other one; a record may lack some."""
     if not records:
         return
     pivot = "en" if "en" in records[0] else next(iter(records[0]))
@@ -134,9 +138,7 @@ def _bitext_jsonl(path: Path) -> Iterator[BitextDataset]:
     for language in languages:
         if language != pivot:
             pairs = [
-                (record[pivot], record[language])
-                for record in records
-                if pivot in record and language in record
+                (record[pivot], record[language]) for record in records if {pivot, language} <= record.keys()
             ]
             if pairs:
                 yield BitextDataset(f"{pivot}-{language}", *(list(side) for side in zip(*pairs, strict=True)))
@@ -147,12 +149,11 @@ def _table(path: Path) -> Iterator[Dataset]:
     if not rows:
         return
     width = len(rows[0])
-    if width == 2:
-        names = (
-            rows[0] if all(len(name) <= 10 and " " not in name for name in rows[0]) else ["first", "second"]
-        )
-        pairs = rows[1:] if names is rows[0] else rows
-        yield BitextDataset("-".join(names), [row[0] for row in pairs], [row[1] for row in pairs])
+    if width >= 2 and all(LANGUAGE_CODE.fullmatch(name) for name in rows[0]):
+        named = [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+        yield from _bitexts([{language: text for language, text in row.items() if text} for row in named])
+    elif width == 2:
+        yield BitextDataset("first-second", [row[0] for row in rows], [row[1] for row in rows])
     elif width >= 3:
         scored = [row for row in rows if len(row) >= 3 and _is_number(row[-1])]
         if len(scored) >= len(rows) - 1:

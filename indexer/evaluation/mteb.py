@@ -64,7 +64,10 @@ class MTEBEncoder:
 
 
 class MTEBSearch:
-    """MTEB's `SearchProtocol`: each corpus is indexed into a temporary store and searched as users search."""
+    """MTEB's `SearchProtocol`: each corpus is indexed into a temporary store and searched as users search.
+
+    `close` removes the store of the last corpus.
+    """
 
     def __init__(self, embedder: "Embedder", mode: SearchMode = "hybrid", *, rerank: bool = False) -> None:
         self._embedder, self._mode, self._rerank = embedder, mode, rerank
@@ -72,9 +75,12 @@ class MTEBSearch:
         self._open = ExitStack()
         self._collection: Collection | None = None
 
+    def close(self) -> None:
+        self._open.close()
+
     def index(self, corpus: Any, **_: Any) -> None:
         """Index a corpus, rows {"id", "text"[, "title"]}; the one before is forgotten."""
-        self._open.close()
+        self.close()
         folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="rwkv-embed-mteb-"))
         store = self._open.enter_context(open_store(folder, embedder_factory=lambda _: self._embedder))
         self._collection = store.create_collection("mteb")

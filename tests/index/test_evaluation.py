@@ -97,6 +97,10 @@ def test_bitext_formats(tmp_path):
         for path in ("pairs.tsv", "pairs.jsonl", "tatoeba")
     }
     assert names == {"pairs.tsv": ["en-de"], "pairs.jsonl": ["en-de", "en-fr"], "tatoeba": ["eng-deu"]}
+    (tmp_path / "three.tsv").write_text("de\ten\tzh-TW\nja\tyes\t\nnein\tno\t不\n")
+    three = {dataset.name: dataset for dataset in load_datasets(tmp_path / "three.tsv")}
+    assert list(three) == ["en-de", "en-zh-TW"]
+    assert (three["en-zh-TW"].first, three["en-zh-TW"].second) == (["no"], ["不"])
     report = evaluate(load_datasets(tmp_path / "pairs.tsv"), FakeEmbedder(dim=256))
     assert report.sets == {"en-de": {"dense": {"accuracy": 1.0}}}
 
