@@ -1,8 +1,8 @@
-"""Train the bundled model: `python -m rwkv_embed.training CORPUS WORK [--bag-minutes 10] [--minutes 60]`.
+"""Train the bundled model: `python -m rwkv_embed.training CORPUS WORK [--bag-minutes 70]`.
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
-vocabulary, cache the teacher's targets, tokenise, train the bag, train the blocks on top of it, export
-WORK/model.safetensors and WORK/tokenizer.json. `--targets N` stops the teacher after N lines.
+vocabulary, cache the teacher's targets, tokenise, train the bag, finish it, export WORK/model.safetensors and
+WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the bag before the export.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
+from rwkv_embed.training.finish import mix, whiten
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
@@ -22,7 +23,8 @@ from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
 CAP = 12_000  # texts of a language that are counted for the vocabulary
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
-KEPT = 0.2  # of the untrained table in the trained one: rare tokens forget less (XQuAD +0.013, NTREX -0.012)
+ONE_LAYER_FFN = 64  # nothing is asked of the channel mixing of a bag
+MEASURED_TEXTS = 6_000
 FIRST_PIECE = 258  # after EOS, unknown and the bytes
 
 log = logging.getLogger("rwkv_embed.training")
@@ -32,10 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rwkv_embed.training", description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--targets", type=int, default=45_056, help="lines the teacher reads")
-    parser.add_argument("--bag-minutes", type=float, default=10)
-    parser.add_argument("--minutes", type=float, default=60, help="for the blocks")
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--targets", type=int, default=135_168, help="lines the teacher reads, at most")
+    parser.add_argument("--bag-minutes", type=float, default=70)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=60, help="for the blocks, if there are more layers")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -57,13 +59,24 @@ def main() -> None:
     rows = TokenTable(bag.emb)
     schedule = loop.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
-    start = torch.nn.functional.normalize(bag.emb.detach(), dim=1)
-    bag.emb.data.copy_(start * KEPT + rows.weight * (1 - KEPT))
-    model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
-    rows = TokenTable(bag.emb)
-    schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
-    loop.train(model, rows, sources, schedule, work / "rwkv.pt", loop.append_json(work / "rwkv.jsonl"))
+    rows.weight.copy_(mix(bag.emb.detach(), rows.weight))
+    whiten(bag.head, vectors_of_a_sample(bag, rows, sources))
+
+    bag.emb.data.copy_(rows.weight)
+    n_ffn = 4 * WIDTH if options.layers > 1 else ONE_LAYER_FFN
+    model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, n_ffn)
+    if options.layers > 1:
+        schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
+        loop.train(model, rows, sources, schedule, work / "rwkv.pt", loop.append_json(work / "rwkv.jsonl"))
     export.export(model, rows.weight, work / "model.safetensors")
+
+
+@torch.no_grad()
+def vectors_of_a_sample(bag: Bag, rows: TokenTable, sources: loop.Sources) -> torch.Tensor:
+    """(n, C) of texts as they are drawn in training."""
+    drawn = data.Sampler(sources.texts, len(sources.targets), seed=3).draw(MEASURED_TEXTS)
+    packed, starts = data.pack([sources.texts.text(i) for i in drawn], loop.EOS)
+    return loop.encode(bag, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2]
 
 
 def draw(folder: Path, work: Path) -> list[corpus.Line]:

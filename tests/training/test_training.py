@@ -13,8 +13,9 @@ from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training import contrast, loop
 from rwkv_embed.training.data import Texts
 from rwkv_embed.training.export import shipped_steps
+from rwkv_embed.training.finish import WHITENING, mix, whiten
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
-from rwkv_embed.training.model import Bag, RWKV7Embedder
+from rwkv_embed.training.model import Bag, Head, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable, rounded
 from rwkv_embed.training.vocabulary import build_tokenizer, by_use
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
@@ -151,6 +152,27 @@ def test_contrast_is_cross_entropy_in_both_directions_and_knows_equal_meanings()
     assert contrastive_loss(left, right, meaning).item() == pytest.approx(
         torch.stack(expected).mean().item(), rel=1e-5
     )
+
+
+def test_whitening_takes_the_mean_away_and_evens_the_axes_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 128, generator=generator)
+    head = Head(128)
+    with torch.no_grad():
+        head.norm.weight.copy_(torch.linspace(4, 1, 128))
+        head.norm.bias.fill_(0.3)
+        before = head(inputs)
+        whiten(head, before)
+        after = head(inputs)
+    assert after.mean(0).abs().max() < 1e-5
+    spread = [x.std(0) / x.std(0).mean() for x in (before, after)]
+    assert torch.allclose(spread[1], spread[0] ** (1 - WHITENING), rtol=0.05)
+
+
+def test_the_mixed_table_lies_between_the_two() -> None:
+    assert mix(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 7.0]])).tolist() == [
+        [pytest.approx(0.2), pytest.approx(0.8)]
+    ]
 
 
 @pytest.fixture
