@@ -64,7 +64,7 @@ class ModelFiles:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 of weights and tokenizer, from the bytes of the files: 23 ms for the bundled model.
+        """sha256 of weights and tokenizer, from the bytes of the files: 47 ms for the 70 MB of the bundled model.
 
         CheckpointError: the bundled model is not the one that its config.json states.
         """
