@@ -1,4 +1,4 @@
-"""Answers over the sample: the README's ten questions, and how many of all seventy are answered rightly.
+"""Answers over the sample: the README's twelve questions, and how many of all seventy are answered rightly.
 
 Run from the repository root:
 
@@ -6,8 +6,8 @@ Run from the repository root:
 
 The questions are data/eval/sample-answers: 48 that the articles answer, in 24 languages, and 22 that nothing in
 the sample answers. They are asked of the whole sample (the Universal Declaration in 74 languages included),
-with the default search and the extractive generator. Right means that a cited quote contains the answer. Ten
-fixed questions in eight languages go to stdout as Markdown, then the counts; `--all` adds every question.
+with the default search and the extractive generator. Right means that a cited quote contains the answer. Twelve
+fixed questions in nine languages go to stdout as Markdown, then the counts; `--all` adds every question.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from benchmarks.xquad import contains
 from indexer.types import Answer
 
 DATASET = ROOT / "data" / "eval" / "sample-answers"
-# Chosen among those answered rightly: examples, not a measurement, which is the table of counts.
-SHOWN = ("a01", "a08", "a10", "a38", "a37", "a26", "a14", "a07", "a32", "a20")  # en zh ar hi sw de ru es
+# Examples, two of which fail; the measurement is the table of counts.
+SHOWN = ("a01", "a02", "a08", "a09", "a10", "a38", "a37", "a26", "a14", "a07", "a32", "a20")  # en zh de fr hi sw es ru ar
 QUOTE_CHARS = 240
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, help="a store that has data/sample in it, or an empty one")
     parser.add_argument("--model", help="another embedding model than the bundled one")
-    parser.add_argument("--all", action="store_true", help="show every question, not ten")
+    parser.add_argument("--all", action="store_true", help="show every question, not twelve")
     arguments = parser.parse_args()
     cases = ask_all(DATASET, arguments.store, arguments.model)
     print(shown([case for case in cases if arguments.all or case.id in SHOWN]), counts(cases), sep="\n\n")
