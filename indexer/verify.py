@@ -104,6 +104,8 @@ def _check_sqlite(session: Session, report: VerifyReport) -> None:
 def _check_rows(session: Session, row: CollectionRow, report: VerifyReport) -> None:
     """Chunks are numbered without gaps, belong to their document's collection and none is deleted."""
     mine = ChunkRow.collection_id == row.id
+    times = select(DocumentRow.created_at, DocumentRow.updated_at).where(DocumentRow.collection_id == row.id)
+    session.execute(times).all()  # a time that cannot be read raises ValueError
     gaps = (
         select(ChunkRow.document_id)
         .where(mine)
