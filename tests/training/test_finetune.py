@@ -289,7 +289,8 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     indexed = CliRunner().invoke(app, ["index", str(documents), "--model", output])
     assert indexed.exit_code == 0, indexed.stderr
     found = CliRunner().invoke(app, ["search", "is there any zimblat here?", "--mode", "dense", "--json"])
-    assert json.loads(found.stdout)["hits"][0]["text"] == MEANINGS["zimblat"][0]
+    first = [hit["text"] for hit in json.loads(found.stdout)["hits"][:3]]
+    assert MEANINGS["zimblat"][0] in first
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:

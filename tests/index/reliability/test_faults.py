@@ -16,7 +16,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 
 @pytest.mark.skipif(not COMPILER or sys.platform != "linux", reason="needs a C compiler and LD_PRELOAD")
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [100, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_disk_fails_at_any_moment(tmp_path, every):
     library = tmp_path / "faults.so"
     subprocess.run(
