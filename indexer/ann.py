@@ -36,7 +36,8 @@ HNSW_BUILD_EFFORT = 80
 IVF_TRAINING_ROWS_PER_LIST = 40
 TARGET_RECALL = 0.98
 CALIBRATION_QUERIES = 100
-CALIBRATION_K = 40  # what a search for 10 asks of FAISS
+CALIBRATION_K = 40  # deep enough for a filter that leaves a quarter
+CALIBRATION_CANDIDATES = 160  # as in a search, more are asked for and scored again: codes are coarse
 _ADD_ROWS = 20_000
 _SEED = 1
 
@@ -209,12 +210,12 @@ def _calibrated(index: ApproximateIndex, parts: Parts, dim: int) -> int:
     queries = queries[:CALIBRATION_QUERIES] / np.linalg.norm(
         queries[:CALIBRATION_QUERIES], axis=1, keepdims=True
     )
-    k = min(CALIBRATION_K, index.count)
+    k, candidates = min(CALIBRATION_K, index.count), min(CALIBRATION_CANDIDATES, index.count)
     truth = _exact_neighbours(queries, parts, k)
     effort = 16 if index.kind == "hnsw" else 1
     limit = 2_048 if index.kind == "hnsw" else index.index.nlist
     while True:
-        _, found = index.index.search(queries, k, params=index._parameters(effort, None))
+        _, found = index.index.search(queries, candidates, params=index._parameters(effort, None))
         recall = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)])
         if recall >= TARGET_RECALL or effort >= limit:
             log.info("the vector index finds %.3f of the true neighbours with effort %d", recall, effort)

@@ -280,7 +280,16 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_ctrl_c_is_tidy(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api.cli", "add", "a", "--store", str(tmp_path / "s")]
-    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
+    )
     time.sleep(1.5)  # it waits for its text
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=20)
