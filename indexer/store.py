@@ -89,10 +89,24 @@ class Store:
             raise StoreError(
                 f"the store directory {self.directory} cannot be made: {error.strerror}"
             ) from error
+        if url.get_backend_name() == "sqlite":
+            self._check_not_emptied()
         self.engine = connect(url)
         self._writer = WriterLock(self.directory / "writer.lock", lock_wait_s)
         self._open_schema()
         self.fulltext: FullText = pipeline.fulltext(self.engine)
+
+    def _check_not_emptied(self) -> None:
+        """A store whose database lost all its bytes must not be taken for a new one."""
+        database = self.directory / DATABASE
+        emptied = not database.exists() or (
+            database.stat().st_size == 0 and not database.with_name(f"{DATABASE}-wal").exists()
+        )
+        if emptied and any(self.faiss_directory.glob("*.json")):
+            raise StoreError(
+                f"the database of the store at {self.directory} is empty or gone, but its vector index is there; "
+                "restore a backup with `rwkv-embed restore`, or remove the directory"
+            )
 
     def _open_schema(self) -> None:
         """Create or upgrade the tables, one process at a time."""

@@ -85,6 +85,19 @@ def test_what_cannot_be_opened_is_refused_with_one_sentence(tmp_path, embedder):
         open_at("sqlite:///x.db")
 
 
+@pytest.mark.parametrize("left", [b"", None])
+def test_a_store_that_lost_its_database_is_no_new_store(store, collection, embedder, left):
+    collection.upsert([Document("a", "one")])
+    collection.index.save()
+    store.close()
+    database = store.directory / "store.sqlite3"
+    database.unlink()
+    if left is not None:
+        database.write_bytes(left)
+    with pytest.raises(StoreError, match="is empty or gone, but its vector index is there; restore a backup"):
+        open_store(store.directory, embedder_factory=lambda model_id: embedder)
+
+
 def test_a_newer_schema_is_refused(store, embedder):
     store.close()
     with sqlite3.connect(store.directory / "store.sqlite3") as database:
