@@ -59,7 +59,8 @@ def main() -> None:
     rows = TokenTable(bag.emb)
     schedule = loop.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
-    rows.weight.copy_(mix(bag.emb.detach(), rows.weight))
+    pieces = slice(FIRST_PIECE, None)
+    rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources))
 
     bag.emb.data.copy_(rows.weight)

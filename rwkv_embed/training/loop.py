@@ -40,9 +40,9 @@ class Mixture:
 
     distilled: int = 1024
     translations: int = 512
-    surroundings: int = 192
+    surroundings: int = 256
     questions: int = 128
-    weights: tuple[float, float, float, float] = (1.0, 0.5, 0.5, 0.5)
+    weights: tuple[float, float, float, float] = (1.0, 0.5, 0.7, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
