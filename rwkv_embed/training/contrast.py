@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training.corpus import MAX_CHARS, MIN_CHARS, read_jsonl
+from rwkv_embed.training.data import LANGUAGE_TEMPERATURE
 
 Tokens = NDArray[np.int32]
 
@@ -65,7 +66,6 @@ DOCUMENTS = {  # sources whose rows follow one another as in the document
 QUESTIONS = {"pair_nativeqa": 1.0, "pair_debhandbook": 0.2, "pair_gnomehelp": 0.2, "pair_reactdocs": 0.1}
 RARELY_DRAWN = 0.2  # of such a source, every third row is enough
 NOT_THE_LANGUAGE = {("par_udhr", "fr")}  # a dialect under this code
-LANGUAGE_TEMPERATURE = 0.7  # a language of n texts is drawn n**0.7 times as often as one of 1 text
 ENGLISH_SHARE = 0.5  # of the partners: English joins the languages
 MAX_TOKENS = 256
 MISSING = 0.2  # of the paragraphs lack the sentence that asks for them: its neighbours must do
