@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -104,43 +105,48 @@ def trial(template: Path, directory: Path, place: int, error: int, lasting: bool
     return places, look(directory, done)
 
 
-def forked(template: Path, directory: Path, place: int, error: int, lasting: bool) -> int:
-    """A trial in a process of its own, with its problems on stdout; the exit code, 0 when there are none."""
+def forked(name: str, work: Callable[[], list[str]]) -> None:
+    """`work` in a process of its own; the problems that it returns, or what ended it, on stdout.
+
+    Nothing else may start a thread: a fork of a process whose FAISS or Arrow threads run waits for them forever.
+    """
     child = os.fork()
     if child == 0:
         signal.alarm(TRIAL_S)
-        problems = [f"{os.strerror(error)} at {place}: the process ended"]
+        problems = ["the process ended"]
         try:
-            problems = [
-                f"{os.strerror(error)} at {place}: {p}"
-                for p in trial(template, directory, place, error, lasting)[1]
-            ]
+            problems = work()
         except BaseException as unexpected:
-            problems = [f"{os.strerror(error)} at {place}: {unexpected!r}"]
+            problems = [repr(unexpected)]
         finally:
-            print(*problems, sep="\n", end="\n" if problems else "", flush=True)
-            os._exit(bool(problems))
+            print(*(f"{name}: {p}\n" for p in problems), sep="", end="", flush=True)
+            os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
-        print(f"{os.strerror(error)} at {place}: killed by signal {-status}", flush=True)
-    shutil.rmtree(directory)
-    return status
+        print(f"{name}: killed by signal {-status}", flush=True)
 
 
 def main() -> None:
     folder, every = Path(sys.argv[1]), int(sys.argv[2])
     vectors.SNAPSHOT_ROWS = 20
     ann.EXACT_VALUES = 32 * 60
-    template = folder / "template"
-    with opened(template) as store:
-        store.create_collection("default").upsert(Document(id, text) for id, text in OLD.items())
-    places, problems = trial(template, folder / "sound", 0, errno.EIO, False)
-    print(*problems, sep="\n", end="\n" if problems else "")
-    tried = range(1, places + 1, every)
+    template, copy, counted = folder / "template", folder / "trial", folder / "places"
+
+    def prepare() -> list[str]:
+        with opened(template) as store:
+            store.create_collection("default").upsert(Document(id, text) for id, text in OLD.items())
+        places, problems = trial(template, folder / "sound", 0, errno.EIO, False)
+        counted.write_text(str(places))
+        return problems
+
+    forked("without a fault", prepare)
+    tried = range(1, int(counted.read_text()) + 1, every)
     for error, lasting in FAULTS:
         for place in tried:
-            forked(template, folder / "trial", place, error, lasting)
-    print(f"{places} places, {len(tried) * len(FAULTS)} faults")
+            fault = (template, copy, place, error, lasting)
+            forked(f"{os.strerror(error)} at {place}", lambda fault=fault: trial(*fault)[1])
+            shutil.rmtree(copy)
+    print(f"{counted.read_text()} places, {len(tried) * len(FAULTS)} faults")
 
 
 if __name__ == "__main__":
