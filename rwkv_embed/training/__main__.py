@@ -1,12 +1,14 @@
-"""Train the bundled model: `python -m rwkv_embed.training CORPUS WORK [--bag-minutes 70]`.
+"""Train the bundled model: `python -m rwkv_embed.training CORPUS WORK`.
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
-vocabulary, cache the teacher's targets, tokenise, train the bag, finish it, export WORK/model.safetensors and
-WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the bag before the export.
+vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
+it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of
+the bag before the export.
 """
 
 import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
 from rwkv_embed.training.finish import mix, whiten
 from rwkv_embed.training.model import Bag, RWKV7Embedder
-from rwkv_embed.training.table import TokenTable
+from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
 CAP = 12_000  # texts of a language that are counted for the vocabulary
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
+NETWORK_HIDDEN = 768
 ONE_LAYER_FFN = 64  # nothing is asked of the channel mixing of a bag
 MEASURED_TEXTS = 6_000
 FIRST_PIECE = 258  # after EOS, unknown and the bytes
@@ -35,7 +38,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--targets", type=int, default=135_168, help="lines the teacher reads, at most")
-    parser.add_argument("--bag-minutes", type=float, default=70)
+    parser.add_argument("--network-minutes", type=float, default=45, help="the bag, all rows moved by a rule")
+    parser.add_argument("--bag-minutes", type=float, default=25, help="the bag, each row for itself")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60, help="for the blocks, if there are more layers")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -47,17 +51,21 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     lines = draw(options.corpus, work)[: options.targets]
-    tokenizer, table, importance = choose_vocabulary(lines, work)
+    chosen = choose_vocabulary(lines, work)
     cache_targets(lines, work)
     targets = data.load_targets(work, lines)
     sources = loop.Sources(
-        tokenize(lines, tokenizer, work), targets, read_rows(options.corpus, tokenizer, work)
+        tokenize(lines, chosen.tokenizer, work), targets, read_rows(options.corpus, chosen.tokenizer, work)
     )
-    table[FIRST_PIECE:] = table[FIRST_PIECE:] @ np.load(work / "projection.npy")
+    chosen.vectors[FIRST_PIECE:] = chosen.vectors[FIRST_PIECE:] @ np.load(work / "projection.npy")
 
-    bag = Bag(torch.from_numpy(table), torch.from_numpy(importance))
-    rows = TokenTable(bag.emb)
-    schedule = loop.Schedule(rate=3e-4, table_rate=2e-3, minutes=options.bag_minutes)
+    bag = Bag(torch.from_numpy(chosen.vectors), torch.from_numpy(chosen.importance))
+    network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
+    rows = TokenTable(bag.emb, network)
+    schedule = loop.Schedule(rate=1.5e-3, table_rate=1.5e-3, minutes=options.network_minutes)
+    loop.train(bag, rows, sources, schedule, work / "network.pt", loop.append_json(work / "network.jsonl"))
+    rows = rows.folded()
+    schedule = loop.Schedule(rate=3e-4, table_rate=6e-4, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
     pieces = slice(FIRST_PIECE, None)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
@@ -88,10 +96,17 @@ def draw(folder: Path, work: Path) -> list[corpus.Line]:
     return corpus.load_lines(path)
 
 
-def choose_vocabulary(
-    lines: list[corpus.Line], work: Path
-) -> tuple[Tokenizer, NDArray[np.float32], NDArray[np.float32]]:
-    """The tokenizer, a first vector (V, C) and a first importance (V,) for each token."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer; of each token a first vector (V, C), a first importance (V,) and its script's number (V,)."""
+
+    tokenizer: Tokenizer
+    vectors: NDArray[np.float32]
+    importance: NDArray[np.float32]
+    scripts: NDArray[np.int64]
+
+
+def choose_vocabulary(lines: list[corpus.Line], work: Path) -> Vocabulary:
     teacher, kept = Teacher(), work / "vocabulary.npz"
     if not kept.exists():
         log.info("choosing the vocabulary")
@@ -109,7 +124,13 @@ def choose_vocabulary(
     vocabulary.centre_by_script(vectors, pieces, probability * rarity)
     extra = np.random.default_rng(0).normal(scale=0.05, size=(FIRST_PIECE, WIDTH)).astype(np.float32)
     importance = np.concatenate([np.zeros(FIRST_PIECE), rarity]).astype(np.float32)
-    return FileTokenizer(work / "tokenizer.json"), np.concatenate([extra, vectors]), importance
+    scripts = np.unique(["", *vocabulary.scripts_of(pieces)], return_inverse=True)[1]
+    return Vocabulary(
+        FileTokenizer(work / "tokenizer.json"),
+        np.concatenate([extra, vectors]),
+        importance,
+        np.concatenate([np.full(FIRST_PIECE, scripts[0]), scripts[1:]]),
+    )
 
 
 def capped(lines: list[corpus.Line], block: int = 20_000) -> list[list[str]]:

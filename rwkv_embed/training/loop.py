@@ -73,7 +73,7 @@ def encode(
     """Distinct tokens of the batch, their rows (which get the gradient), and the texts' vectors (B, C)."""
     distinct, rows, index = table.gather(packed)
     steps = torch.from_numpy(shipped_steps(distinct.numpy(), rows.shape[1])).repeat_interleave(GROUP, dim=1)
-    return distinct, rows, module(rounded(rows, steps), index, starts)
+    return distinct, rows, module(rounded(table.moved(distinct, rows), steps), index, starts)
 
 
 class Objective:
@@ -123,7 +123,7 @@ def train(
     """Run one schedule; resumes from `checkpoint` when it is there and belongs to an unfinished run."""
     dense = {name: p for name, p in module.named_parameters() if name != "emb" and p.requires_grad}
     careful = [p for name, p in dense.items() if module.inherited(name)]
-    fresh = [p for name, p in dense.items() if not module.inherited(name)]
+    fresh = [p for name, p in dense.items() if not module.inherited(name)] + list(table.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": careful}, {"params": fresh}], betas=(0.9, 0.98), weight_decay=0.0
     )
@@ -146,7 +146,7 @@ def train(
         losses = torch.stack(objective.losses(vectors, distilled, pairs))
         optimizer.zero_grad(set_to_none=True)
         (losses @ weights).backward()
-        nn.utils.clip_grad_norm_(dense.values(), 1.0)
+        nn.utils.clip_grad_norm_(careful + fresh, 1.0)
         factor = min(1.0, (progress["step"] + 1) / WARM_UP_STEPS) * (
             1 - progress["minutes"] / schedule.minutes
         )

@@ -1,26 +1,74 @@
 """The token table and its optimiser: only the rows of a batch are read and changed."""
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rwkv_embed.packing import LEVELS
+
+FOLDED_AT_ONCE = 8_192  # rows
+
+
+class TokenNetwork(nn.Module):
+    """Moves all token vectors by one rule, which the frequent tokens teach and the rare ones follow.
+
+    Half of the tokens are in fewer than a hundred batches of a run: alone, a row would stay where it began, or
+    learn its few texts by heart when its steps are longer. The network is folded into the table after training.
+    """
+
+    def __init__(self, scripts: Tensor, C: int, hidden: int) -> None:
+        """`scripts` (V,): the number of each token's script, whose tokens are moved alike."""
+        super().__init__()
+        self.register_buffer("scripts", scripts)
+        self.fc1, self.fc2 = nn.Linear(C, hidden), nn.Linear(hidden, C)
+        self.script = nn.Parameter(torch.zeros(int(scripts.max()) + 1, hidden))
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    scripts: Tensor
+
+    def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """`rows` (U, C) of `tokens` (U,) -> (U, C), rows of unit size in the beginning."""
+        unit = of_unit_size(rows)
+        hidden = torch.relu(self.fc1(unit) + self.script[self.scripts[tokens]])
+        moved: Tensor = unit + self.fc2(hidden)
+        return moved
 
 
 class TokenTable:
     """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used)."""
 
-    def __init__(self, weight: Tensor, beta1: float = 0.9, beta2: float = 0.98) -> None:
-        self.weight = weight.detach().clone()
+    def __init__(
+        self, weight: Tensor, network: TokenNetwork | None = None, beta1: float = 0.9, beta2: float = 0.98
+    ) -> None:
+        self.weight, self.network = weight.detach().clone(), network
         self.mean, self.square = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.steps = torch.zeros(len(weight))
         self.beta1, self.beta2 = beta1, beta2
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"weight": self.weight, "mean": self.mean, "square": self.square, "steps": self.steps}
+        own = {"weight": self.weight, "mean": self.mean, "square": self.square, "steps": self.steps}
+        network = self.network.state_dict() if self.network else {}
+        return own | {f"network.{name}": values for name, values in network.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, values in state.items():
-            getattr(self, name).copy_(values)
+        for name, values in self.state_dict().items():
+            values.copy_(state[name])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The network's, for an ordinary optimiser; the rows have their own here."""
+        return iter(()) if self.network is None else self.network.parameters()
+
+    def moved(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """`rows` (U, C) of `tokens` (U,) as the network moves them."""
+        return rows if self.network is None else self.network(tokens, rows)
+
+    @torch.no_grad()
+    def folded(self) -> "TokenTable":
+        """A table without a network whose rows are this one's, moved; its moments are fresh."""
+        tokens = torch.arange(len(self.weight)).split(FOLDED_AT_ONCE)
+        return TokenTable(torch.cat([self.moved(part, self.weight[part]) for part in tokens]))
 
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""
@@ -38,8 +86,13 @@ class TokenTable:
         self.weight[distinct] -= rate * (mean / (1 - self.beta1**steps)) / scale
 
 
+def of_unit_size(rows: Tensor) -> Tensor:
+    """Rows (n, C) whose numbers have a mean square of 1."""
+    return rows / rows.square().mean(1, keepdim=True).sqrt()
+
+
 def rounded(rows: Tensor, steps: Tensor) -> Tensor:
     """Rows of unit size as they will be shipped, in whole `steps` (n, C); the gradient passes straight through."""
-    unit = rows / rows.square().mean(1, keepdim=True).sqrt()
+    unit = of_unit_size(rows)
     codes = (unit / steps).round().clamp(-LEVELS, LEVELS)
     return unit + (codes * steps - unit).detach()

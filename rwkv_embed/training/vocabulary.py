@@ -58,7 +58,7 @@ def centre_by_script(
     What all pieces of a script share says which script it is and nothing else. In a sum over a long text it
     drowns the meaning: question to English paragraph 0.144 with one mean for all, 0.231 with one per script.
     """
-    scripts = np.array([_script(piece) for piece, _ in pieces])
+    scripts = scripts_of(pieces)
     overall = np.average(vectors, axis=0, weights=usage)
     for script in np.unique(scripts):
         rows = np.flatnonzero(scripts == script)
@@ -66,7 +66,11 @@ def centre_by_script(
         vectors[rows] -= overall if rare else np.average(vectors[rows], axis=0, weights=usage[rows])
 
 
-def _script(piece: str) -> str:
-    """The first word of the first letter's Unicode name: LATIN, CJK, ARABIC ..."""
-    letter = next((character for character in piece if character.isalpha()), None)
-    return unicodedata.name(letter, "?").split()[0] if letter else "-"
+def scripts_of(pieces: Sequence[Piece]) -> NDArray[np.str_]:
+    """The first word of the Unicode name of each piece's first letter: LATIN, CJK, ARABIC ...; "-" without one."""
+
+    def script(piece: str) -> str:
+        letter = next((character for character in piece if character.isalpha()), None)
+        return unicodedata.name(letter, "?").split()[0] if letter else "-"
+
+    return np.array([script(piece) for piece, _ in pieces])

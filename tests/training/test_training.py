@@ -16,7 +16,7 @@ from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.finish import WHITENING, mix, whiten
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
 from rwkv_embed.training.model import Bag, Head, RWKV7Embedder
-from rwkv_embed.training.table import TokenTable, rounded
+from rwkv_embed.training.table import TokenNetwork, TokenTable, of_unit_size, rounded
 from rwkv_embed.training.vocabulary import build_tokenizer, by_use
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
 
@@ -95,6 +95,45 @@ def test_table_update_is_adam_on_the_rows_used() -> None:
         dense[[7, 2, 7]].square().sum().backward()
         adam.step()
     assert torch.allclose(table.weight, dense, atol=1e-6)
+
+
+def test_the_token_network_starts_as_nothing_and_moves_tokens_that_are_never_seen() -> None:
+    """Its rule is a turn of all vectors: taught on 40 tokens, it holds for 10 more, whose rows stand still."""
+    torch.manual_seed(0)
+    start, turn = of_unit_size(torch.randn(50, 16)), torch.linalg.qr(torch.randn(16, 16)).Q
+    table = TokenTable(start, TokenNetwork(torch.arange(50) % 2, 16, 64))
+    seen, unseen = torch.arange(40), torch.arange(40, 50)
+    assert torch.allclose(table.folded().weight, start)
+
+    def distance(tokens: torch.Tensor) -> float:
+        return (table.moved(tokens, table.weight[tokens]) - start[tokens] @ turn).norm(dim=1).mean().item()
+
+    before = distance(unseen)
+    adam = torch.optim.Adam(table.parameters(), lr=3e-3)
+    for _ in range(200):
+        distinct, rows, index = table.gather(seen)
+        adam.zero_grad()
+        (table.moved(distinct, rows)[index] - start[seen] @ turn).square().sum().backward()
+        adam.step()
+        table.update(distinct, rows.grad, 1e-4)
+    assert distance(seen) < 0.1 * before and distance(unseen) < 0.7 * before
+    assert torch.equal(table.weight[unseen], start[unseen]) and not torch.equal(
+        table.weight[seen], start[seen]
+    )
+
+
+def test_folding_the_network_in_changes_no_vector_and_a_checkpoint_keeps_it() -> None:
+    bag = small_bag()
+    network = TokenNetwork(torch.arange(50) % 3, 128, 32)
+    torch.nn.init.normal_(network.fc2.weight, std=0.1)
+    table = TokenTable(bag.emb, network)
+    packed, starts = torch.tensor([5, 6, 7, 0, 8, 0]), torch.tensor([0, 4, 6])
+    vectors = loop.encode(bag, table, packed, starts)[2]
+    assert table.folded().network is None
+    assert torch.allclose(loop.encode(bag, table.folded(), packed, starts)[2], vectors, atol=1e-5)
+    again = TokenTable(torch.zeros(50, 128), TokenNetwork(network.scripts, 128, 32))
+    again.load_state_dict(table.state_dict())
+    assert torch.equal(loop.encode(bag, again, packed, starts)[2], vectors)
 
 
 def test_perfect_student_has_no_loss_and_a_wrong_one_has() -> None:
