@@ -9,17 +9,14 @@ from numpy.typing import NDArray
 
 from benchmarks.xquad import Task, contains
 from indexer.answers import calibration as calibration_module
-from indexer.answers.calibration import Calibration
+from indexer.answers.calibration import Calibration, Weights
 from indexer.answers.features import Features, sentence_features, support_features
 from indexer.answers.generators.extractive import linear, statements
 from indexer.types import Embedder
 
 SENTENCE = ["spread", "words", "coverage", "match", "around", "passage", "rank", "length"]
 SUPPORT = ["dense", "coverage", "around", "passage", "known", "margin"]
-UNKNOWN_EMBEDDER = {
-    "dense",
-    "words",
-}  # not for one whose scale, and whose grasp of single words, may be anything
+SCALED = {"dense", "words"}  # not for an embedder whose scale, and grasp of single words, may be anything
 RIDGE = 1e-3
 
 
@@ -31,8 +28,8 @@ class Example(NamedTuple):
     answerable: bool
 
 
-def fit(tasks: Sequence[Task], embedder: Embedder, count: int) -> tuple[Calibration, Calibration]:
-    """The calibrations of this embedder and of any other one, fitted on fold 0 of all tasks.
+def fit(tasks: Sequence[Task], embedder: Embedder, count: int) -> tuple[Calibration, Weights]:
+    """The calibration of this embedder and the weights of any other one, fitted on fold 0 of all tasks.
 
     One of its own has different weights for text in the question's language and in another. That of any other
     embedder is fitted within languages and used for both: nobody knows whether it crosses languages.
@@ -40,9 +37,8 @@ def fit(tasks: Sequence[Task], embedder: Embedder, count: int) -> tuple[Calibrat
     within = [example for task in tasks if task.within for example in _examples(task, embedder, count)]
     across = [example for task in tasks if not task.within for example in _examples(task, embedder, count)]
     own = {"same": _fit(within, SENTENCE, SUPPORT), "other": _fit(across or within, SENTENCE, SUPPORT)}
-    known = [[name for name in names if name not in UNKNOWN_EMBEDDER] for names in (SENTENCE, SUPPORT)]
-    any_other = _fit(within, *known)
-    return own, {"same": any_other, "other": any_other}
+    known = [[name for name in names if name not in SCALED] for names in (SENTENCE, SUPPORT)]
+    return own, _fit(within, *known)
 
 
 def _examples(task: Task, embedder: Embedder, count: int) -> Iterator[Example]:
@@ -59,7 +55,7 @@ def _examples(task: Task, embedder: Embedder, count: int) -> Iterator[Example]:
         yield Example(features, np.array(labels), question in answerable)
 
 
-def _fit(examples: Sequence[Example], sentence: list[str], support: list[str]) -> dict[str, dict[str, float]]:
+def _fit(examples: Sequence[Example], sentence: list[str], support: list[str]) -> Weights:
     rows = np.concatenate([np.stack([e.features[name] for name in sentence], 1) for e in examples])
     weights = _logistic(sentence, rows, np.concatenate([e.labels for e in examples]))
     evidence = []
@@ -96,16 +92,16 @@ def _logistic(names: list[str], rows: NDArray[np.float64], labels: NDArray[np.bo
     return dict(zip(["bias", *names], (round(float(v), 4) for v in w), strict=True))
 
 
-def write_calibration(embedder: Embedder, own: Calibration, other: Calibration) -> Path:
+def write_calibration(embedder: Embedder, own: Calibration, unknown: Weights) -> Path:
     """Replace the numbers in `indexer/answers/calibration.py`; other embedders' entries are kept."""
     path = Path(calibration_module.__file__)
     head = path.read_text("utf-8").split("\nMODELS", 1)[0]
     models = {**calibration_module.MODELS, embedder.model_id: own}
     models.pop("hashed", None) if embedder.model_id != "hashed" else None
     text = f"{head}\nMODELS: dict[str, Calibration] = {_literal(models)}\n\n"
-    text += f"OTHER: Calibration = {_literal(other)}\n"
+    text += f"UNKNOWN_MODEL: Weights = {_literal(unknown)}\n"
     path.write_text(text, "utf-8")
-    for known, new in ((calibration_module.MODELS, models), (calibration_module.OTHER, other)):
+    for known, new in ((calibration_module.MODELS, models), (calibration_module.UNKNOWN_MODEL, unknown)):
         known.clear()
         known.update(new)  # type: ignore[arg-type]
     return path

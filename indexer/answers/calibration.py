@@ -1,14 +1,15 @@
 """Coefficients of the extractive answers. Written by `python -m benchmarks.answers --fit`, never by hand.
 
-A calibration has two parts: for passages in the language of the question (`same`) and in another (`other`).
-Each has the weights of two logistic models over the features of `features.py`, `sentence` (does this sentence
-answer?) and `support` (does the collection answer at all?), and the `threshold` of `support` below which we
-abstain. `MODELS` has the embedders that were measured; for every other one, whose cosines may mean anything,
-`OTHER` uses only features that do not depend on their scale.
+`Weights` are those of two logistic models over the features of `features.py`, `sentence` (does this sentence
+answer?) and `support` (does the collection answer at all?), and in `decision` the `threshold` of `support`
+below which we abstain. `MODELS` has the embedders that were measured, each with two sets: for passages in the
+language of the question (`same`) and in another (`other`). Every other embedder, whose cosines may mean
+anything and may not cross languages, gets `UNKNOWN_MODEL` for both: it uses only features that do not depend
+on their scale.
 """
 
-# same/other -> sentence/support/decision -> name -> number
-Calibration = dict[str, dict[str, dict[str, float]]]
+Weights = dict[str, dict[str, float]]  # sentence/support/decision -> name -> number
+Calibration = dict[str, Weights]  # same/other -> weights
 
 MODELS: dict[str, Calibration] = {
     "rwkv-embed-small": {
@@ -65,51 +66,26 @@ MODELS: dict[str, Calibration] = {
     },
 }
 
-OTHER: Calibration = {
-    "same": {
-        "sentence": {
-            "bias": -7.5749,
-            "spread": 0.8189,
-            "coverage": 0.4369,
-            "match": 0.7938,
-            "around": 0.5972,
-            "passage": 0.4188,
-            "rank": 1.1952,
-            "length": 0.1091,
-        },
-        "support": {
-            "bias": -7.8913,
-            "coverage": 0.9954,
-            "around": 1.9453,
-            "passage": 2.4683,
-            "known": -0.2735,
-            "margin": 1.3073,
-        },
-        "decision": {
-            "threshold": 0.59,
-        },
+UNKNOWN_MODEL: Weights = {
+    "sentence": {
+        "bias": -7.5749,
+        "spread": 0.8189,
+        "coverage": 0.4369,
+        "match": 0.7938,
+        "around": 0.5972,
+        "passage": 0.4188,
+        "rank": 1.1952,
+        "length": 0.1091,
     },
-    "other": {
-        "sentence": {
-            "bias": -7.5749,
-            "spread": 0.8189,
-            "coverage": 0.4369,
-            "match": 0.7938,
-            "around": 0.5972,
-            "passage": 0.4188,
-            "rank": 1.1952,
-            "length": 0.1091,
-        },
-        "support": {
-            "bias": -7.8913,
-            "coverage": 0.9954,
-            "around": 1.9453,
-            "passage": 2.4683,
-            "known": -0.2735,
-            "margin": 1.3073,
-        },
-        "decision": {
-            "threshold": 0.59,
-        },
+    "support": {
+        "bias": -7.8913,
+        "coverage": 0.9954,
+        "around": 1.9453,
+        "passage": 2.4683,
+        "known": -0.2735,
+        "margin": 1.3073,
+    },
+    "decision": {
+        "threshold": 0.59,
     },
 }

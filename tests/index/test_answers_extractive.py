@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.answers import answer
-from indexer.answers.calibration import MODELS, OTHER, Calibration
+from indexer.answers.calibration import MODELS, UNKNOWN_MODEL, Calibration
 from indexer.answers.evidence import coverage, idf, text_terms
 from indexer.answers.features import foreign, sentence_features
 from indexer.answers.generators.base import Passage
@@ -192,11 +192,15 @@ def test_near_duplicates_are_dropped_in_order() -> None:
     ]
 
 
-@pytest.mark.parametrize("calibration", [*MODELS.values(), OTHER], ids=[*MODELS, "other"])
+@pytest.mark.parametrize("calibration", [*MODELS.values(), None], ids=[*MODELS, "unknown"])
 def test_a_calibration_uses_known_features_and_sane_numbers(
-    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+    calibration: Calibration | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODELS, HashEmbedder.model_id, calibration)
+    if calibration is None:
+        monkeypatch.delitem(MODELS, HashEmbedder.model_id)
+        calibration = {"same": UNKNOWN_MODEL, "other": UNKNOWN_MODEL}
+    else:
+        monkeypatch.setitem(MODELS, HashEmbedder.model_id, calibration)
     assert set(calibration) == {"same", "other"}
     for fitted in calibration.values():
         assert set(fitted) == {"sentence", "support", "decision"}

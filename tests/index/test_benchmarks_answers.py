@@ -88,22 +88,22 @@ def test_an_answer_is_found_whatever_its_case_and_spaces() -> None:
 def test_fitted_written_and_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Remembering(Hashed())
     tasks = load_tasks(data, ["en", "de"])
-    own, other = fit_answers.fit(tasks, embedder, 6)
+    own, unknown = fit_answers.fit(tasks, embedder, 6)
     assert set(own["same"]["sentence"]) == {"bias", *fit_answers.SENTENCE}
     assert set(own["other"]["support"]) == {"bias", *fit_answers.SUPPORT}
-    assert other["same"] is other["other"] and "words" not in other["same"]["sentence"]
+    assert set(unknown["sentence"]) == {"bias", *fit_answers.SENTENCE} - fit_answers.SCALED
 
     copy = tmp_path / "calibration.py"
     copy.write_text(Path(calibration_module.__file__).read_text("utf-8"), "utf-8")
     monkeypatch.setattr(calibration_module, "__file__", str(copy))
     monkeypatch.setattr(calibration_module, "MODELS", dict(calibration_module.MODELS))
-    monkeypatch.setattr(calibration_module, "OTHER", dict(calibration_module.OTHER))
-    fit_answers.write_calibration(embedder, own, other)
+    monkeypatch.setattr(calibration_module, "UNKNOWN_MODEL", dict(calibration_module.UNKNOWN_MODEL))
+    fit_answers.write_calibration(embedder, own, unknown)
     spec = importlib.util.spec_from_file_location("written", copy)
     assert spec is not None and spec.loader is not None
     written = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(written)
-    assert (written.MODELS["hashed"], written.OTHER) == (own, other)
+    assert (written.MODELS["hashed"], written.UNKNOWN_MODEL) == (own, unknown)
     assert set(written.MODELS) == set(calibration_module.MODELS)
 
     row = measure(tasks[0], embedder, 6)

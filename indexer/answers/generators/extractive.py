@@ -14,7 +14,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from indexer.answers.calibration import MODELS, OTHER
+from indexer.answers.calibration import MODELS, UNKNOWN_MODEL
 from indexer.answers.evidence import text_terms
 from indexer.answers.features import (
     FULL_SENTENCE_CHARS,
@@ -67,7 +67,7 @@ class Ranking:
 
 def rank_sentences(query: str, passages: Sequence[Passage], embedder: Embedder) -> Ranking:
     """Every sentence of the passages with its probability of being an answer to `query`, best first."""
-    calibration = MODELS.get(embedder.model_id, OTHER)
+    calibration = MODELS.get(embedder.model_id) or {"same": UNKNOWN_MODEL, "other": UNKNOWN_MODEL}
     candidates = statements(passages)
     if not candidates:
         return Ranking((), 0.0, calibration["same"]["decision"]["threshold"])
