@@ -1,5 +1,6 @@
 """E-mail messages: subject as title, sender, recipients and date as metadata, the body as text."""
 
+from collections.abc import Iterator
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -7,16 +8,17 @@ from email.policy import default
 from indexer.loaders.markup import html_text
 from indexer.loaders.part import Part, UnreadableFile
 
+_MAX_DEPTH = 20  # of messages in messages: more than people forward, less than Python's recursion
+
 
 def parse_eml(data: bytes, name: str) -> list[Part]:
-    """The plain-text body, else the HTML body as text. Attachments are named in the metadata, not read."""
+    """The text of the message and of the messages forwarded in it, each of these under its subject.
+
+    A text is the plain body, else the HTML body. Other attachments are named in the metadata, not read.
+    """
     message = message_from_bytes(data, policy=default)
     if not isinstance(message, EmailMessage) or not message.keys():
         raise UnreadableFile("it has no message headers")
-    body = message.get_body(preferencelist=("plain", "html"))
-    content = str(body.get_content()) if body is not None else ""
-    if body is not None and body.get_content_type() == "text/html":
-        content = html_text(content)
     metadata: dict[str, object] = {
         key: str(message[header])
         for key, header in (("from", "From"), ("to", "To"), ("date", "Date"))
@@ -27,8 +29,27 @@ def parse_eml(data: bytes, name: str) -> list[Part]:
     attachments = [part.get_filename() for part in message.iter_attachments() if part.get_filename()]
     if attachments:
         metadata["attachments"] = attachments
+    text = "\n\n".join([_body(message), *_forwarded(message)])
     return [
-        Part(
-            content.strip(), title=str(message["Subject"]) if message["Subject"] else None, metadata=metadata
-        )
+        Part(text.strip(), title=str(message["Subject"]) if message["Subject"] else None, metadata=metadata)
     ]
+
+
+def _body(message: EmailMessage) -> str:
+    body = message.get_body(preferencelist=("plain", "html"))
+    if body is None:
+        return ""
+    content = str(body.get_content())
+    return html_text(content) if body.get_content_type() == "text/html" else content.strip()
+
+
+def _forwarded(message: EmailMessage, depth: int = 1) -> Iterator[str]:
+    """The messages attached to this one and to those, as Markdown sections."""
+    for part in message.iter_attachments():
+        if part.get_content_type() != "message/rfc822":
+            continue
+        inner = part.get_content()
+        if depth > _MAX_DEPTH:
+            raise UnreadableFile(f"it has messages in messages, more than {_MAX_DEPTH} deep")
+        yield f"# {inner['Subject'] or 'Forwarded message'}\n\n{_body(inner)}"
+        yield from _forwarded(inner, depth + 1)

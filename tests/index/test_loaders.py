@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from email.message import EmailMessage
 
 import pytest
 
@@ -168,6 +169,25 @@ def test_mail(tmp_path):
     document = only(put(tmp_path, "m.eml", source), tmp_path)
     assert (document.title, document.text) == ("Héllo", "Hi")
     assert document.metadata == {"from": "a@b.c", "date": "2024-01-01T10:00:00+00:00"}
+
+
+def forwarded(levels: int) -> EmailMessage:
+    """A message that holds a message that holds ... `levels` of them."""
+    message = EmailMessage()
+    message["Subject"] = f"Subject {levels}"
+    message.set_content(f"Text {levels}.")
+    if levels:
+        message.add_attachment(forwarded(levels - 1))
+        message.add_attachment(b"unread", maintype="application", subtype="x", filename="a.bin")
+    return message
+
+
+def test_forwarded_mail_is_read_too(tmp_path):
+    document = only(put(tmp_path, "m.eml", forwarded(2).as_bytes()), tmp_path)
+    assert document.text == "Text 2.\n\n# Subject 1\n\nText 1.\n\n# Subject 0\n\nText 0."
+    assert (document.title, document.metadata) == ("Subject 2", {"attachments": ["a.bin"]})
+    with pytest.raises(LoaderError, match="messages in messages, more than 20 deep"):
+        load(put(tmp_path, "deep.eml", forwarded(25).as_bytes()), tmp_path)
 
 
 def encrypted_pdf() -> bytes:
