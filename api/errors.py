@@ -89,6 +89,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     index.LimitExceeded: Meaning(413, 18, _INVALID, "limit_exceeded"),
     index.LoaderError: Meaning(422, 19, _INVALID, "unreadable_file"),
     index.GeneratorError: Meaning(502, 20, _SERVER, "generator_error"),
+    index.InvalidCollection: Meaning(400, 22, _INVALID, "invalid_collection"),
     index.IndexerError: Meaning(500, 21, _SERVER),
     # rwkv_embed
     tensors.CheckpointError: Meaning(500, 30, _SERVER, "checkpoint_error"),

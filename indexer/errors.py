@@ -5,6 +5,7 @@ IndexerError
 │   └── StoreLocked        another process is writing; the message says who and since when
 ├── CollectionNotFound     no collection of that name
 ├── CollectionExists       a collection of that name is already there
+├── InvalidCollection      a new collection's name or chunking makes no sense
 ├── DocumentNotFound       no document of that id in the collection
 ├── ModelMismatch          the collection was built with another model, dimension or recipe
 ├── InvalidQuery           a query or its options make no sense
@@ -33,6 +34,10 @@ class CollectionNotFound(IndexerError):
 
 class CollectionExists(IndexerError):
     """A collection of that name is already there."""
+
+
+class InvalidCollection(IndexerError):
+    """A new collection's name or chunking makes no sense."""
 
 
 class DocumentNotFound(IndexerError):

@@ -25,7 +25,7 @@ from indexer import limits
 from indexer.collection import Collection, CollectionInfo
 from indexer.db.engine import SCHEMA_VERSION, WRITER, connect, schema_version, upgrade
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
-from indexer.errors import CollectionExists, CollectionNotFound, LimitExceeded, StoreError
+from indexer.errors import CollectionExists, CollectionNotFound, InvalidCollection, StoreError
 from indexer.locks import DEFAULT_WAIT_S, WriterLock
 from indexer.pipeline import Pipeline
 from indexer.snapshots import remove_snapshots
@@ -192,7 +192,7 @@ class Store:
         metadata: Mapping[str, Any] | None = None,
     ) -> Collection:
         """A new, empty collection bound to the model of `embedder` (None: the default model)."""
-        _check_name(name)
+        _check_new(name, chunking or ChunkingOptions())
         if embedder is None:
             embedder = self.embedder(None)
         self._embedders.setdefault(embedder.model_id, embedder)
@@ -209,7 +209,7 @@ class Store:
 
     def add_collection(self, session: Session, row: CollectionRow) -> Collection:
         """A new collection from its row, in the caller's transaction; its model need not be at hand."""
-        _check_name(row.name)
+        _check_new(row.name, ChunkingOptions(**row.recipe))
         if session.scalar(select(CollectionRow.id).where(CollectionRow.name == row.name)) is not None:
             raise CollectionExists(f"there is already a collection {row.name!r}; choose another name")
         session.add(row)
@@ -353,11 +353,17 @@ def _resolve(location: str | Path) -> tuple[URL, Path]:
     return url, user_cache_path("rwkv-embed") / "stores" / key
 
 
-def _check_name(name: str) -> None:
+def _check_new(name: str, chunking: ChunkingOptions) -> None:
+    """InvalidCollection before anything is written: every document of such a collection would fail."""
     if len(name) > limits.MAX_COLLECTION_NAME_CHARS or not _NAME.fullmatch(name):
-        raise LimitExceeded(
+        raise InvalidCollection(
             f"{name[:80]!r} cannot be a collection name: up to {limits.MAX_COLLECTION_NAME_CHARS} letters, "
             "digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    if not 0 <= chunking.overlap_tokens < chunking.max_tokens:
+        raise InvalidCollection(
+            f"overlap_tokens is {chunking.overlap_tokens}; with max_tokens {chunking.max_tokens} it must be "
+            f"0 to {chunking.max_tokens - 1}"
         )
 
 

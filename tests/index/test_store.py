@@ -16,7 +16,7 @@ from indexer.errors import (
     CollectionExists,
     CollectionNotFound,
     DocumentNotFound,
-    LimitExceeded,
+    InvalidCollection,
     ModelMismatch,
     StoreError,
     StoreLocked,
@@ -128,8 +128,16 @@ def test_collections_are_listed_found_and_deleted(store):
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a/b", "x" * 65, "_a", "-a", "a\x00", "a\n"])
 def test_bad_collection_names_are_refused(store, name):
-    with pytest.raises(LimitExceeded, match="cannot be a collection name: up to 64 letters"):
+    with pytest.raises(InvalidCollection, match="cannot be a collection name: up to 64 letters"):
         store.create_collection(name)
+
+
+@pytest.mark.parametrize("overlap", [-1, 10, 50])
+def test_a_collection_whose_documents_could_not_be_cut_is_refused(store, overlap):
+    recipe = ChunkingOptions(max_tokens=10, overlap_tokens=overlap)
+    with pytest.raises(InvalidCollection, match=f"is {overlap}; with max_tokens 10 it must be 0 to 9"):
+        store.create_collection("a", chunking=recipe)
+    assert store.collections() == []
 
 
 @pytest.mark.parametrize("name", ["a", "2024", "日本語", "Документы", "a.b_c-d"])
