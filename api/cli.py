@@ -1,6 +1,8 @@
 """The command line, `rwkv-embed`. Commands live in `api.commands`, one file per group; none imports anything
 heavy before it runs, so that `--help` and shell completion are quick."""
 
+import io
+import os
 import sys
 from typing import Annotated
 
@@ -40,12 +42,19 @@ def _options(
 
 def main() -> None:
     """Entry point of the `rwkv-embed` script."""
+    _complete_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # results are UTF-8 whatever the locale says; undecodable names stay visible
+        # results are UTF-8 whatever the locale says; undecodable names stay visible
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     app()
+
+
+def _complete_streams() -> None:
+    """A caller may have closed a standard stream (`2>&-`, some supervisors): it is empty, or swallows all."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  open as long as we run
 
 
 if __name__ == "__main__":

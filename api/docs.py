@@ -6,7 +6,6 @@ versions of typer. A test fails when the page is stale.
 
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,14 @@ def _option(option: Any) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
     if option.is_flag:
         return names
-    return f"{names} {option.metavar or _value(option.default)}"
+    return f"{names} {option.metavar or _value(option.type)}"
 
 
-def _value(default: Any) -> str:
-    """What an option without a metavar takes, told from its default."""
-    if isinstance(default, Enum):
-        return "|".join(str(each.value) for each in type(default))
-    return "TEXT" if isinstance(default, str) else "NUMBER"
+def _value(kind: Any) -> str:
+    """What an option without a metavar takes: its choices, a number or text."""
+    if hasattr(kind, "choices"):
+        return "|".join(str(getattr(choice, "value", choice)) for choice in kind.choices)
+    return "NUMBER" if kind.name.startswith(("int", "float")) else "TEXT"
 
 
 def _option_help(option: Any) -> str:

@@ -53,6 +53,15 @@ ModelOption = Annotated[
         help="The embedding model. If not given: the one the collection was built with, or the bundled one.",
     ),
 ]
+BareModelOption = Annotated[  # of commands that open no store
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PATH",
+        envvar="RWKV_EMBED_MODEL",
+        help="The embedding model; the bundled one if not given.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WhereOption = Annotated[
     str | None,
@@ -63,13 +72,16 @@ WhereOption = Annotated[
 DEFAULT_COLLECTION = "default"
 CTRL_C, SIGPIPE = 130, 141
 INDENT = 4  # columns before what belongs to the line above
+ANY_WIDTH = 1 << 16  # of a pipe: a row of a table is a line
 
 
 @cache
 def out() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    width = ANY_WIDTH if piped else None
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=piped, width=width)
 
 
 @cache
@@ -99,6 +111,11 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def printable(text: str) -> str:
     """A document's text cannot move the cursor, ring, or recolour the terminal: controls become �."""
     return _CONTROLS.sub("�", text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, for what must not take more than its line: ids, titles, addresses."""
+    return re.sub(r"[\n\t]", "�", printable(text))
 
 
 class Commands(TyperGroup):
@@ -255,5 +272,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
         drawn.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(printable("" if cell is None else str(cell))) for cell in row))
-    out().print(drawn)
+        drawn.add_row(*(Text(one_line("" if cell is None else str(cell))) for cell in row))
+    if out().is_terminal:
+        out().print(drawn)
+        return
+    with out().capture() as captured:  # rich pads the last column, which other programs would have to strip
+        out().print(drawn)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))

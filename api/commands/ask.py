@@ -21,6 +21,7 @@ from api.terminal import (
     fail,
     indented,
     note,
+    one_line,
     out,
     printable,
     say,
@@ -37,7 +38,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(
-    question: Annotated[str | None, typer.Argument(help="The question, in any language.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="The question, in any language.")
+    ] = None,
     interactive: Annotated[
         bool,
         typer.Option(
@@ -102,8 +105,8 @@ def _sources(citations: Sequence[Citation]) -> None:
 
     for cited in citations:
         line = Text(f"\n[{cited.n}] ", style="bold")
-        line.append(printable(cited.title or cited.document_id))
-        line.append(f"  {printable(cited.uri or cited.document_id)}  {cited.start}-{cited.end}", style="dim")
+        line.append(one_line(cited.title or cited.document_id))
+        line.append(f"  {one_line(cited.uri or cited.document_id)}  {cited.start}-{cited.end}", style="dim")
         out().print(line)
         indented(Text(printable(cited.quote), style="italic"))
 

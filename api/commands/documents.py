@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from api.terminal import (
     table,
     text_argument,
 )
+from indexer.errors import DocumentNotFound
 
 if TYPE_CHECKING:
     from indexer.types import IngestReport
@@ -112,6 +114,8 @@ def add(
     )
     with collection(store, name, model, create=True) as chosen:
         done = chosen.upsert([document])
+    if done.failed:
+        raise InvalidRequest(f"nothing was added: {done.failed[0]['reason']}")
     _tell(done, as_json)
 
 
@@ -173,6 +177,9 @@ def list_documents(
     if as_json:
         say_json({"documents": rows, "total": total})
         return
+    if not rows:
+        note(f"There is nothing from number {offset + 1} on; {total} in all." if offset else "No documents.")
+        return
     table(("ID", "LANG", "TITLE"), [(row["id"], row.get("language"), row.get("title")) for row in rows])
     if offset + len(rows) < total:
         note(f"{offset + 1} to {offset + len(rows)} of {total}; the next ones: --offset {offset + len(rows)}")
@@ -183,6 +190,9 @@ def _list_collections(store: str | None, as_json: bool) -> None:
         found = [shapes.collection(info) for info in chosen.collections()]
     if as_json:
         say_json({"collections": found})
+        return
+    if not found:
+        note("No collections; `rwkv-embed index` makes one.")
         return
     columns = ("name", "documents", "chunks", "model", "dim")
     table([column.upper() for column in columns], [[row[column] for column in columns] for row in found])
@@ -221,27 +231,36 @@ def delete(
     name: CollectionOption = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete documents, or a whole collection. `compact` then gives the space back."""
+    """Delete documents, or a whole collection. `compact` then gives the space back.
+
+    An id that is not there does not stop the others; the exit code then is 14.
+    """
     if whole == bool(document_ids):
         raise InvalidRequest("say either which documents to delete, by id, or --whole-collection")
-    if whole:
-        with opened(store) as chosen:
-            documents = chosen.collection(name).count()
-            if not yes:
-                typer.confirm(
-                    f"Delete the collection {name!r} with its {documents} documents?", abort=True, err=True
-                )
-            chosen.delete_collection(name)
-        deleted = documents
-    else:
-        with collection(store, name) as chosen:
-            wanted = set(document_ids or [])
-            deleted = chosen.delete(wanted)
-        if deleted < len(wanted):
-            note(
-                f"{len(wanted) - deleted} of the ids are not in the collection; `rwkv-embed list` shows those"
-            )
+    ids = set(document_ids or [])
+    deleted = _delete_collection(store, name, yes) if whole else _delete_documents(store, name, ids)
     if as_json:
         say_json({"deleted": deleted})
     else:
         say(f"{deleted} deleted")
+    if missing := 0 if whole else len(ids) - deleted:
+        raise DocumentNotFound(
+            f"{missing} of {len(ids)} ids not in the collection; `rwkv-embed list` shows those that are"
+        )
+
+
+def _delete_documents(store: str | None, name: str, ids: Set[str]) -> int:
+    with collection(store, name) as chosen:
+        return chosen.delete(ids)
+
+
+def _delete_collection(store: str | None, name: str, yes: bool) -> int:
+    """How many documents it had. Asks first, unless the answer is given."""
+    with opened(store) as chosen:
+        documents = chosen.collection(name).count()
+        if not yes:
+            typer.confirm(
+                f"Delete the collection {name!r} with its {documents} documents?", abort=True, err=True
+            )
+        chosen.delete_collection(name)
+    return documents

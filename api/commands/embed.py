@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.errors import InvalidRequest
-from api.terminal import JsonOption, ModelOption, note, progress, say_json, text_argument
+from api.terminal import BareModelOption, JsonOption, note, progress, say_json, text_argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ def embed(
         Path | None,
         typer.Option("--npy", metavar="FILE", help="Write a NumPy array (texts, dim) of float32 instead."),
     ] = None,
-    model: ModelOption = None,
+    model: BareModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the vectors of texts, one a line: {"text", "embedding"}; with --json all in one object."""

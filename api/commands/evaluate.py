@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.commands.search import Mode
-from api.terminal import JsonOption, ModelOption, progress, say, say_json
+from api.terminal import BareModelOption, JsonOption, progress, say, say_json
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,8 @@ def evaluate(
     dataset: Annotated[
         Path,
         typer.Argument(
-            help="A BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a folder of those, bitext, pairs."
+            metavar="DATASET",
+            help="A BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a folder of those, bitext, pairs.",
         ),
     ],
     modes: Annotated[
@@ -30,7 +31,7 @@ def evaluate(
         str | None, typer.Option("--compare", metavar="NAME|PATH", help="Another model, for its differences.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which qrels of a BEIR folder.")] = "test",
-    model: ModelOption = None,
+    model: BareModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model, and the search around it, on labelled data; prints a Markdown table.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api import shapes
+from api.errors import InvalidRequest
 from api.terminal import (
     DEFAULT_COLLECTION,
     CollectionOption,
@@ -18,6 +20,7 @@ from api.terminal import (
     collection,
     indented,
     note,
+    one_line,
     out,
     printable,
     say,
@@ -46,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="What to look for, in any language.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in any language.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many results.")] = 10,
     offset: Annotated[int, typer.Option("--offset", min=0, help="How many results to pass over.")] = 0,
     mode: Annotated[
@@ -82,6 +85,8 @@ def search(
     """Find the passages that answer a query, whatever language they are written in."""
     from indexer.types import SearchOptions
 
+    if threshold is not None and not isfinite(threshold):
+        raise InvalidRequest(f"--threshold {threshold}: a number is needed, such as 0.5")
     options = SearchOptions(
         top_k=top_k,
         offset=offset,
@@ -109,9 +114,9 @@ def _print_hit(number: int, hit: SearchHit) -> None:
     from rich.text import Text
 
     head = Text(f"{number:>2}  {hit.score:.3f}  ")
-    head.append(printable(hit.title or hit.document_id), style="bold")
+    head.append(one_line(hit.title or hit.document_id), style="bold")
     head.append(f"  [{hit.language or '?'}]", style="cyan")
-    source = Text(f"{printable(hit.uri or hit.document_id)}  {hit.start}-{hit.end}", style="dim")
+    source = Text(f"{one_line(hit.uri or hit.document_id)}  {hit.start}-{hit.end}", style="dim")
     out().print(head)
     indented(source)
     indented(_emphasised(hit))

@@ -128,7 +128,10 @@ def test_add_append_show_list_delete() -> None:
     assert [row["id"] for row in run_json("list")["documents"]] == ["a", "b"]
     assert run_json("list", "--where", "year = 2020")["total"] == 1
     assert [row["name"] for row in run_json("list", "--collections")["collections"]] == ["default"]
-    assert run_json("delete", "a", "missing") == {"deleted": 1}
+    assert run_json("delete", "a", "missing", code=14) == {"deleted": 1}
+    assert failing_with_results("delete", "missing", code=14) == (
+        "Error: 1 of 1 ids not in the collection; `rwkv-embed list` shows those that are\n"
+    )
     assert run("delete", "--whole-collection", "--yes") == "1 deleted\n"
     assert run_json("list", "--collections") == {"collections": []}
 
@@ -202,6 +205,8 @@ def test_embed_lines_json_and_npy(tmp_path: Path) -> None:
         (["add", "a", "t", "--metadata", "{"], 2, "--metadata: not JSON"),
         (["add", "a", "t", "--metadata", "[1]"], 2, "--metadata: a JSON object is needed"),
         (["add", "a", "t", "--file", "f"], 2, "either as an argument or with --file, not both"),
+        (["add", "", "text"], 2, "nothing was added: the id has 0 bytes, 1 to 1024 are allowed"),
+        (["search", "a", "--threshold", "nan"], 2, "--threshold nan: a number is needed"),
         (["add", "a", "--file", "/no/such/file"], 40, "/no/such/file: No such file or directory"),
         (["ask"], 2, "give either a question or -i"),
         (["delete"], 2, "say either which documents to delete"),
@@ -225,6 +230,20 @@ def test_errors_of_an_existing_store() -> None:
 def test_control_characters_of_documents_do_not_reach_the_terminal() -> None:
     run("add", "a", "Bees \x1b[31mmake\x07 honey.", "--title", "\x1b]0;owned\x07")
     assert "\x1b" not in run("show", "a") + run("search", "bees") + run("list")
+
+
+def test_a_row_of_a_list_is_a_line_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "a/" * 100 + "last"
+    run("add", long, "Bees.", "--language", "en", "--title", "Two\nlines")
+    run("add", "b\nc", "Bees.", "--language", "en")
+    assert run("list").splitlines() == [
+        f"{'ID':204}  LANG  TITLE",
+        f"{long}  en    Two\ufffdlines",
+        "b\ufffdc" + " " * 203 + "en",
+    ]
+    assert run("search", "bees", "-k", "2").count("\n") == 8  # four lines a hit
+    assert run("list", "--where", "lang = de") == "" == run("list", "--offset", "2")
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -265,6 +284,15 @@ def test_results_and_messages_go_to_their_own_pipes(tmp_path: Path) -> None:
     done = process("list", "--collections", "--store", store)
     assert done.returncode == 10
     assert process("--version").stdout.startswith("rwkv-embed ")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("command", ["embed", "list"])
+def test_a_closed_standard_stream_is_an_empty_one(closed: str, command: str) -> None:
+    run("add", "a", "Bees.")
+    shell = ["bash", "-c", f"{sys.executable} -m api.cli {command} {closed}"]
+    done = subprocess.run(shell, cwd=ROOT, input="", capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
@@ -312,6 +340,9 @@ def test_the_page_names_every_option() -> None:
         "rwkv-embed index",
         "--delete-missing",
         "--where FILTER",
+        "--title TEXT",
+        "--limit, -n NUMBER",
+        "--dtype float32\\|bfloat16",
         "`RWKV_EMBED_API_KEYS`",
         "| 130 |",
     ):
