@@ -20,9 +20,11 @@ from api.middleware import BodyLimit, Guarded, Observed, error_headers
 from api.routes import answers, collections, documents, embeddings, pages, search, tei, vector_map
 from api.service import ClientGone, OpenStore, Service, json_response
 from api.settings import Settings
+from api.validation import problem, unreadable
 from rwkv_embed import __version__
 
 log = logging.getLogger(__name__)
+UNPARSED_BODY = "There was an error parsing the body"  # as FastAPI says it
 CLIENT_CLOSED_REQUEST = 499  # as nginx has it; nobody reads it, metrics count it
 
 DESCRIPTION = """Semantic search and cited answers over your own documents, in any language, on a CPU.
@@ -88,7 +90,9 @@ def _handle_errors(app: FastAPI) -> None:
         if isinstance(error.__cause__, ApiError):  # raised while FastAPI was reading the body
             return await expected(request, error.__cause__)
         message = str(error.detail)
-        if error.status_code == 404:
+        if message == UNPARSED_BODY:
+            message = unreadable(error.__cause__)
+        elif error.status_code == 404:
             message = f"there is nothing at {request.method} {request.url.path}; /docs lists what there is"
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}; /docs lists what it takes"
@@ -100,9 +104,8 @@ def _handle_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
             return json_response(shape(message, "invalid_request_error"), 422)
-        where = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{where or 'body'}: {first['msg']}"
-        return json_response(shape(message, "invalid_request_error", where or None), 422)
+        message, field = problem(error.errors())
+        return json_response(shape(message, "invalid_request_error", field), 422)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -30,9 +30,9 @@ DEFAULT_TOP_K = 8  # passages read for an answer
 
 Text = Annotated[str, AfterValidator(_well_formed)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]
-Integer = Annotated[int, Field(ge=0, lt=2**31)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Integer = Annotated[int, Field(ge=0, lt=2**31, strict=True)]  # true is no number, and neither is "1"
+Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Filter = Annotated[
     Text | JsonObject | None,
     Field(

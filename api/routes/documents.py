@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.responses import Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from api import shapes
 from api.errors import InvalidRequest
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from indexer.collection import Collection
     from indexer.types import Document
 
+
+class _DocumentId(PathConvertor):
+    """The rest of an address, newlines and all; `path` would take the id "a\\n" for "a"."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("document_id", _DocumentId())
 router = APIRouter(prefix="/v1/collections/{collection}/documents", tags=["documents"])
 COPY_BYTES = 1 << 20
 
@@ -115,7 +124,7 @@ async def delete_many(
     )
 
 
-@router.get("/{document_id:path}", summary="Read a document")
+@router.get("/{document_id:document_id}", summary="Read a document")
 async def get_document(
     request: Request, collection: str, document_id: str, service: ServiceDependency
 ) -> Response:
@@ -123,7 +132,7 @@ async def get_document(
     return json_response(await service.use(request, collection, lambda chosen: chosen.get(document_id)))
 
 
-@router.post("/{document_id:path}/append", summary="Append to a document")
+@router.post("/{document_id:document_id}/append", summary="Append to a document")
 async def append(
     request: Request, collection: str, document_id: str, asked: Appended, service: ServiceDependency
 ) -> Response:
@@ -133,7 +142,7 @@ async def append(
     return json_response(shapes.report(done))
 
 
-@router.delete("/{document_id:path}", summary="Delete a document")
+@router.delete("/{document_id:document_id}", summary="Delete a document")
 async def delete_document(
     request: Request, collection: str, document_id: str, service: ServiceDependency
 ) -> Response:

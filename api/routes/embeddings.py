@@ -71,7 +71,7 @@ def check_count(service: Service, count: int, param: str) -> None:
         raise InvalidRequest(f"{param} has {count} entries; send 1 to {limit} in one request", param=param)
 
 
-def as_texts(service: Service, given: str | Sequence[Any]) -> list[str]:
+def as_texts(service: Service, given: str | Sequence[Any], param: str = "input") -> list[str]:
     """The texts of an OpenAI `input`; token ids are decoded with the model's own tokenizer."""
     if isinstance(given, str):
         texts = [given]
@@ -83,7 +83,7 @@ def as_texts(service: Service, given: str | Sequence[Any]) -> list[str]:
         ]
     for i, text in enumerate(texts):
         if not text:
-            raise InvalidRequest(f"input[{i}] is empty; leave it out", param="input")
+            raise InvalidRequest(f"{param}[{i}] is empty; leave it out", param=param)
     return texts
 
 

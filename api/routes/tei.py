@@ -16,7 +16,7 @@ router = APIRouter(tags=["embeddings"])
 async def embed(request: Request, asked: EmbedRequest, service: ServiceDependency) -> Response:
     """A list of vectors, one for each input, of length 1."""
     check_dimensions(service, asked.dimensions, "dimensions")
-    texts = as_texts(service, asked.inputs)
+    texts = as_texts(service, asked.inputs, "inputs")
     check_count(service, len(texts), "inputs")
     vectors = await while_connected(request, service.encode(texts))
     return await service.workers.run_admitted(

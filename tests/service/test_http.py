@@ -70,6 +70,14 @@ def test_documents_one_or_many(client: httpx.Client, mine: str) -> None:
     assert client.post(f"{mine}/documents/delete", json={"ids": ["2", "3", "4"]}).json() == {"deleted": 2}
 
 
+def test_an_id_that_ends_in_a_newline_is_not_taken_for_another(client: httpx.Client, mine: str) -> None:
+    texts = [{"id": "a", "text": "one"}, {"id": "a\n", "text": "two"}, {"id": "a\nb/c", "text": "three"}]
+    client.post(f"{mine}/documents", json=texts)
+    assert client.get(f"{mine}/documents/a%0Ab/c").json()["text"] == "three"
+    assert client.delete(f"{mine}/documents/a%0A").json() == {"deleted": 1}
+    assert client.get(f"{mine}/documents/a").json()["text"] == "one"
+
+
 def test_append_adds_to_the_end(client: httpx.Client, mine: str) -> None:
     client.post(f"{mine}/documents", json={"id": "log", "text": "Bees make honey."})
     assert (
@@ -134,11 +142,13 @@ def test_search_filters(client: httpx.Client, where: object) -> None:
     ("body", "status", "message"),
     [
         ({"query": "a", "where": "year >="}, 400, "year"),
-        ({"query": "a", "top_k": 0}, 422, "top_k"),
-        ({"query": "a", "topk": 3}, 422, "topk: Extra inputs are not permitted"),
+        ({"query": "a", "top_k": 0}, 422, "top_k must be greater than or equal to 1, not 0"),
+        ({"query": "a", "top_k": "3"}, 422, 'top_k must be an integer, not "3"'),
+        ({"query": "a", "where": 5}, 422, "where must be a string or an object, not 5"),
+        ({"query": "a", "topk": 3}, 422, "topk is not a field of this request; /docs lists those"),
         ({"query": "a", "mode": "magic"}, 422, "mode"),
-        ({}, 422, "query: Field required"),
-        ({"query": "\ud800"}, 422, "query: Value error, has half a character"),
+        ({}, 422, "query is missing"),
+        ({"query": "\ud800"}, 422, "query has half a character"),
         ({"query": "x" * 40_000}, 413, "32"),
         ({"query": "a", "score_threshold": float("nan")}, 422, "score_threshold"),
     ],
@@ -150,6 +160,41 @@ def test_search_errors(client: httpx.Client, body: dict, status: int, message: s
         headers={"content-type": "application/json"},
     )
     assert message in error(reply, status)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"", 422, "the body is missing"),
+        (b"[]", 422, "the body must be an object, not []"),
+        (b'{"input": null, "model": "m"}', 422, "input must be a string or a list, not null"),
+        (b'{"input": ["a", 1], "model": "m"}', 422, "input.1 must be a string or a list, not 1"),
+        (
+            b'{"input": [true], "model": "m"}',
+            422,
+            "input.0 must be a string or an integer or a list, not true",
+        ),
+        (b'{"input": "a", "model": "m", "dimensions": true}', 422, "dimensions must be an integer, not true"),
+        (b'{"input": ' + b"[" * 100_000, 400, "the body cannot be read as JSON: it is nested too deeply"),
+        (
+            b'{"dimensions": ' + b"9" * 5000 + b"}",
+            400,
+            "the body cannot be read as JSON: it has a number with",
+        ),
+        (b'{"a": "\xff"}', 400, "the body cannot be read as JSON: byte 7 is not"),
+    ],
+)
+def test_a_body_that_is_wrong_is_told_why(
+    client: httpx.Client, content: bytes, status: int, message: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    assert error(client.post("/v1/embeddings", content=content, headers=headers), status).startswith(message)
+
+
+def test_a_body_that_is_not_declared_as_json_is_told_so(client: httpx.Client) -> None:
+    body = {"input": "a", "model": "default"}
+    reply = client.post("/v1/embeddings", content=json.dumps(body), headers={"content-type": "text/plain"})
+    assert error(reply, 422).endswith("send it with `content-type: application/json`")
 
 
 def test_ask_whole_and_streamed(client: httpx.Client) -> None:
