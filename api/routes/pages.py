@@ -10,10 +10,10 @@ from rwkv_embed import __version__
 
 router = APIRouter()
 STATIC = Path(__file__).parent.parent / "static"
-STATIC_FILES = ("app.js", "style.css", "docs.js", "docs.css")
+STATIC_FILES = ("app.js", "style.css", "docs.js", "docs.css", "icon.svg")
 HEADERS = {
     # Whatever a document says, the pages load nothing from elsewhere and run no script but their own.
-    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'self'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

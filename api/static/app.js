@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const PAGE = 10;
 let points = [];
 let chosenLanguage = null;
+let shownPoint = null; // of the map
 let running = null; // AbortController of the search or answer in progress
 
 // ---- talking to the server
@@ -16,7 +17,9 @@ function headers() {
 
 async function call(path, body, signal) {
   const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-  const reply = await fetch(path, { ...options, headers: headers(), signal });
+  const reply = await fetch(path, { ...options, headers: headers(), signal }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+  });
   if (reply.ok) return reply;
   if (reply.status === 401) $("key-form").hidden = false;
   const wrong = await reply.json().catch(() => null);
@@ -42,6 +45,13 @@ function source(hit) {
   return element("div", { className: "source" }, link, ` · ${place}`);
 }
 
+// Headings of a passage are lines like "## Title", whatever format its document had.
+function headed(text) {
+  return text.split(/^(#{1,6} .*)$/m).map((part, index) =>
+    index % 2 ? element("strong", { textContent: part.replace(/^#+ +/, "") }) : part,
+  );
+}
+
 // Offsets of the server count code points; JavaScript's strings count UTF-16 units.
 function marked(text, spans) {
   const characters = Array.from(text);
@@ -49,15 +59,16 @@ function marked(text, spans) {
   let place = 0;
   for (const [start, end] of [...spans].sort((a, b) => a[0] - b[0])) {
     if (end <= place) continue;
-    parts.push(characters.slice(place, Math.max(start, place)).join(""));
-    parts.push(element("mark", { textContent: characters.slice(Math.max(start, place), end).join("") }));
+    parts.push(...headed(characters.slice(place, Math.max(start, place)).join("")));
+    parts.push(element("mark", {}, ...headed(characters.slice(Math.max(start, place), end).join(""))));
     place = end;
   }
-  return [...parts, characters.slice(place).join("")];
+  return [...parts, ...headed(characters.slice(place).join(""))];
 }
 
 function hitItem(hit) {
-  const title = element("h3", { textContent: hit.title ?? hit.document_id, dir: "auto" });
+  const name = hit.title ?? hit.document_id;
+  const title = element("h3", { textContent: name, title: name, dir: "auto" });
   const language = element("span", { className: "language", textContent: languageName(hit.language) });
   const score = element("span", { className: "score", textContent: hit.score.toFixed(3), title: "score" });
   const passage = element("p", { className: "passage", dir: "auto", lang: hit.language ?? "" }, ...marked(hit.text, hit.highlights));
@@ -83,8 +94,8 @@ function filter() {
   const language = $("language").value.trim();
   const where = $("where").value.trim();
   const wanted = language.split(/[\s,]+/).filter(Boolean);
-  const parts = [wanted.length ? `lang in (${wanted.join(", ")})` : "", where && `(${where})`].filter(Boolean);
-  return parts.length ? parts.join(" and ") : null;
+  const languages = wanted.length ? `lang in (${wanted.join(", ")})` : "";
+  return languages && where ? `${languages} and (${where})` : languages || where || null;
 }
 
 async function search(offset = 0) {
@@ -93,7 +104,7 @@ async function search(offset = 0) {
   if (offset === 0) $("hits").replaceChildren();
   $("hits").append(...hits.map(hitItem));
   const shown = offset + hits.length;
-  $("results-title").textContent = shown ? `${shown} ${shown === 1 ? "result" : "results"} · ${took_ms} ms` : "Nothing found";
+  $("results-title").textContent = shown ? `${shown} ${shown === 1 ? "result" : "results"} · ${took_ms} ms` : body.where ? "Nothing found with this language and filter" : "Nothing found";
   $("more").hidden = hits.length < PAGE;
   $("results").hidden = false;
 }
@@ -153,18 +164,25 @@ async function ask() {
   }
 }
 
-// Runs one search or answer; a newer one replaces it.
+// Runs one search or answer; a newer one replaces it. False: it failed, and the page says why.
 async function run(work) {
   running?.abort();
   const mine = (running = new AbortController());
   say("");
   $("welcome").hidden = true;
+  $("results").ariaBusy = "true";
   try {
     await work();
+    return true;
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message);
+    if (error.name === "AbortError") return true;
+    say(error.message);
+    return false;
   } finally {
-    if (running === mine) running = null;
+    if (running === mine) {
+      running = null;
+      $("results").ariaBusy = "false";
+    }
   }
 }
 
@@ -177,7 +195,8 @@ async function act(what, remember = true) {
   }
   document.title = `${$("query").value} · rwkv-embed`;
   $(what === "ask" ? "results" : "answer").hidden = true;
-  await run(what === "ask" ? ask : () => search());
+  const done = await run(what === "ask" ? ask : () => search());
+  if (!done) $("results").hidden = $("answer").hidden = true; // what is there belongs to another question
 }
 
 // ---- the map
@@ -214,6 +233,13 @@ function drawMap() {
     pen.arc(...position(point, canvas), faded ? 2.5 : 4, 0, 2 * Math.PI);
     pen.fill();
   }
+  if (shownPoint === null) return;
+  pen.globalAlpha = 1;
+  pen.strokeStyle = getComputedStyle(canvas).color;
+  pen.lineWidth = 2;
+  pen.beginPath();
+  pen.arc(...position(shownPoint, canvas), 7, 0, 2 * Math.PI);
+  pen.stroke();
 }
 
 function drawLegend() {
@@ -225,7 +251,7 @@ function drawLegend() {
       button.onclick = () => {
         chosenLanguage = chosenLanguage === language ? null : language;
         drawLegend();
-        drawMap();
+        showPoint(null);
       };
       return element("li", {}, button);
     }),
@@ -237,10 +263,11 @@ async function loadMap() {
   points = found;
   chosenLanguage = null;
   $("plane").ariaLabel = `${points.length} of ${total} passages in ${languagesOf(points).length} languages`;
-  $("point").hidden = true;
   drawLegend();
-  drawMap();
+  showPoint(null);
 }
+
+const visiblePoints = () => points.filter((point) => chosenLanguage === null || point.language === chosenLanguage);
 
 function nearest(event) {
   const box = $("plane").getBoundingClientRect();
@@ -248,13 +275,20 @@ function nearest(event) {
     const [x, y] = position(point, $("plane"));
     return Math.hypot(x - (event.clientX - box.left), y - (event.clientY - box.top));
   };
-  const visible = points.filter((point) => chosenLanguage === null || point.language === chosenLanguage);
-  const best = visible.reduce((a, b) => (a === null || distance(b) < distance(a) ? b : a), null);
+  const best = visiblePoints().reduce((a, b) => (a === null || distance(b) < distance(a) ? b : a), null);
   return best && distance(best) < 14 ? best : null;
 }
 
-function showPoint(event) {
-  const point = nearest(event);
+// Arrow keys go to the next point in their direction.
+function stepped(key) {
+  const [axis, sign] = { ArrowRight: ["x", 1], ArrowLeft: ["x", -1], ArrowUp: ["y", 1], ArrowDown: ["y", -1] }[key];
+  const ordered = visiblePoints().sort((a, b) => sign * (a[axis] - b[axis]));
+  return ordered[(ordered.indexOf(shownPoint) + 1) % ordered.length] ?? null;
+}
+
+function showPoint(point) {
+  shownPoint = point;
+  drawMap();
   $("point").hidden = point === null;
   if (point === null) return;
   const title = element("strong", { textContent: `${point.title ?? point.document_id} ` });
@@ -266,11 +300,9 @@ function showPoint(event) {
 
 async function loadCollections() {
   const { data } = await (await call("/v1/collections")).json();
-  const asked = new URLSearchParams(location.search).get("collection");
   $("collection").replaceChildren(
     ...data.map((info) => element("option", { value: info.name, textContent: `${info.name} (${info.documents})` })),
   );
-  if (data.some((info) => info.name === asked)) $("collection").value = asked;
   $("key-form").hidden = true;
   $("welcome").textContent = data.length
     ? "Ask in your language; the documents may be in another."
@@ -279,11 +311,21 @@ async function loadCollections() {
 
 function restoreFromAddress() {
   const fields = new URLSearchParams(location.search);
-  for (const name of ["q", "mode", "group_by", "language", "where"]) {
+  for (const name of ["q", "collection", "mode", "group_by", "language", "where"]) {
     const field = $("form").elements.namedItem(name);
     if (fields.has(name)) field.value = fields.get(name);
+    if (field.selectedIndex === -1) field.selectedIndex = 0; // an address of another day
   }
   if (fields.get("q")) act(fields.get("do") === "ask" ? "ask" : "search", false);
+}
+
+function showStart() {
+  running?.abort();
+  document.title = "rwkv-embed";
+  say("");
+  $("query").value = "";
+  $("results").hidden = $("answer").hidden = true;
+  $("welcome").hidden = false;
 }
 
 async function start() {
@@ -315,9 +357,18 @@ $("map-button").addEventListener("click", () => {
 $("collection").addEventListener("change", () => {
   if (!$("map").hidden) loadMap().catch((error) => say(error.message));
 });
-$("plane").addEventListener("pointermove", showPoint);
-$("plane").addEventListener("pointerdown", showPoint);
-$("plane").addEventListener("pointerleave", () => ($("point").hidden = true));
+$("plane").addEventListener("pointermove", (event) => showPoint(nearest(event)));
+$("plane").addEventListener("pointerdown", (event) => showPoint(nearest(event)));
+$("plane").addEventListener("pointerleave", () => showPoint(null));
+$("plane").addEventListener("keydown", (event) => {
+  if (event.key === "Escape") showPoint(null);
+  if (!event.key.startsWith("Arrow")) return;
+  event.preventDefault();
+  showPoint(stepped(event.key));
+});
 addEventListener("resize", () => !$("map").hidden && drawMap());
-addEventListener("popstate", restoreFromAddress);
+addEventListener("popstate", () => {
+  restoreFromAddress();
+  if (!new URLSearchParams(location.search).get("q")) showStart();
+});
 start();

@@ -97,6 +97,52 @@ def test_filters_and_addresses_that_can_be_shared(page: Any, server: Running) ->
     assert find(page, "#language").get_attribute("value") == "de, ar"
 
 
+def test_headings_are_bold_and_nothing_found_says_why(page: Any, server: Running) -> None:
+    with server.client() as client:
+        client.post("/v1/collections", json={"name": "headings"})
+        text = "## Honey\n\nBees make it. # no heading"
+        client.post("/v1/collections/headings/documents", json={"id": "x" * 500, "text": text})
+    try:
+        page.get(f"{server.url}/?q=bees+make+honey&collection=headings")
+        until(page, lambda: page.find_elements("css selector", "#hits li"))
+        assert find(page, ".passage strong").text == "Honey"
+        assert (
+            find(page, ".passage").text.replace("\n", " ").split()
+            == "Honey Bees make it. # no heading".split()
+        )
+        assert find(page, "#hits h3").size["height"] < 70  # two lines
+        find(page, "#language").send_keys("fr")
+        find(page, "button[value=search]").click()
+        until(page, lambda: "Nothing found" in find(page, "#results-title").text)
+        assert find(page, "#results-title").text == "Nothing found with this language and filter"
+    finally:
+        with server.client() as client:
+            client.delete("/v1/collections/headings")
+
+
+def test_back_at_the_start_the_page_is_as_new(page: Any) -> None:
+    search(page, "bees")
+    until(page, lambda: page.find_elements("css selector", "#hits li"))
+    page.back()
+    until(page, lambda: find(page, "#welcome").is_displayed())
+    assert not find(page, "#results").is_displayed()
+    assert (find(page, "#query").get_attribute("value"), page.title) == ("", "rwkv-embed")
+
+
+def test_a_server_that_is_gone_is_said_so(browser: Any, tmp_path: Path) -> None:
+    with running(tmp_path / "s") as leaving:
+        browser.get(f"{leaving.url}/")
+        until(browser, lambda: browser.find_elements("css selector", "#collection option"))
+        search(browser, "bees")
+        until(browser, lambda: browser.find_elements("css selector", "#hits li"))
+    search(browser, "bread")
+    until(browser, lambda: find(browser, "#message").text)
+    assert find(browser, "#message").text == "The server does not answer. Is it still running?"
+    assert not find(browser, "#results").is_displayed()
+    browser.get("about:blank")
+    browser.get_log("browser")  # of the refused call
+
+
 def test_answers_are_streamed_with_links_to_their_sources(page: Any) -> None:
     search(page, "What do bees make?", "ask")
     until(page, lambda: page.find_elements("css selector", "#citations li"))
@@ -117,6 +163,13 @@ def test_map_is_drawn_and_described(page: Any) -> None:
         "return pixels.filter((value, place) => place % 4 === 3 && value).length"
     )
     assert painted > 100
+    plane, read = find(page, "#plane"), set()
+    for _ in LIBRARY:
+        plane.send_keys("\ue014")  # the right arrow key
+        read.add(find(page, "#point").text)
+    assert len(read) == len(LIBRARY)
+    plane.send_keys("\ue00c")  # Escape
+    assert not find(page, "#point").is_displayed()
 
 
 def test_it_fits_a_phone(page: Any) -> None:
