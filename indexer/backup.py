@@ -35,10 +35,6 @@ _BLOCK_BYTES = 1 << 20
 
 def backup(store: "Store", path: Path) -> dict[str, Any]:
     """Write a backup to a new file and return its manifest. Neither readers nor writers wait."""
-    if not store.is_sqlite:
-        raise StoreError(
-            "this store lives in a database server; back it up with that server's own tools (pg_dump)"
-        )
     if path.exists():
         raise StoreError(f"{path} exists; give another name, a backup never overwrites")
     if not path.parent.is_dir():

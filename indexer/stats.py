@@ -62,9 +62,8 @@ def index_stats(collection: "Collection") -> dict[str, Any]:
 def _bytes(collection: "Collection") -> dict[str, int]:
     """Bytes of the whole store's database and of this collection's snapshots."""
     store = collection.store
-    database = [*store.directory.glob("store.sqlite3*")] if store.is_sqlite else []
     return {
-        "database": total_size(database),
+        "database": total_size(store.directory.glob("store.sqlite3*")),
         "vectors": total_size(store.faiss_directory.glob(f"{collection.id}-*")),
     }
 

@@ -1,4 +1,4 @@
-"""A store: a directory (or a database URL) that holds collections.
+"""A store: a directory that holds collections.
 
     store.sqlite3      the truth: collections, documents, chunks with vectors, terms, jobs
     writer.lock        who is writing
@@ -8,17 +8,16 @@ Every write goes through `Store.write`: the writer lock, then one transaction. R
 are never blocked.
 """
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, delete, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy import URL, delete, func, select
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from indexer import limits
@@ -52,7 +51,7 @@ def open_store(
     lock_wait_s: float = DEFAULT_WAIT_S,
     index_kind: "IndexKind" = "auto",
 ) -> "Store":
-    """Open the store at a directory or SQLAlchemy URL, bringing its schema up to date.
+    """Open the store at a directory, bringing its schema up to date.
 
     `embedder_factory` is called with a model's name, or None for the default, when a vector is first needed.
     `index_kind` overrules the choice of the vector index ("exact", "hnsw" or "ivf"; see `indexer.ann`).
@@ -78,8 +77,8 @@ class Store:
         self._embedders: dict[str | None, Embedder] = {}
         self._indexes: dict[int, CollectionVectors] = {}  # by collection id
         self._guard = threading.RLock()
-        url, self.directory = _resolve(location)
-        if not create and url.get_backend_name() == "sqlite" and not (self.directory / DATABASE).exists():
+        self.directory = _directory(location)
+        if not create and not (self.directory / DATABASE).exists():
             raise StoreError(
                 f"there is no store at {self.directory}; make one with `rwkv-embed index` or check --store"
             )
@@ -89,9 +88,8 @@ class Store:
             raise StoreError(
                 f"the store directory {self.directory} cannot be made: {error.strerror}"
             ) from error
-        if url.get_backend_name() == "sqlite":
-            self._check_not_emptied()
-        self.engine = connect(url)
+        self._check_not_emptied()
+        self.engine = connect(URL.create("sqlite", database=str(self.directory / DATABASE)))
         self._writer = WriterLock(self.directory / "writer.lock", lock_wait_s)
         self._open_schema()
         self.fulltext: FullText = pipeline.fulltext(self.engine)
@@ -116,25 +114,18 @@ class Store:
                     upgrade(self.engine)
         except DatabaseError as error:
             self.engine.dispose()
-            remedy = (
-                "check its permissions and the free space, or restore a backup with `rwkv-embed restore`"
-                if self.is_sqlite
-                else "check the URL and that the server is running"
-            )
-            reason = " ".join(str(error.orig).split())  # PostgreSQL's are several lines
-            raise StoreError(f"{self.name} cannot be read as a store ({reason}); {remedy}") from error
+            raise StoreError(
+                f"{self.name} cannot be read as a store ({error.orig}); check its permissions and the free space, "
+                "or restore a backup with `rwkv-embed restore`"
+            ) from error
         except StoreError:
             self.engine.dispose()
             raise
 
     @property
-    def is_sqlite(self) -> bool:
-        return self.engine.dialect.name == "sqlite"
-
-    @property
     def name(self) -> str:
-        """The store in messages: its directory, or its URL without the password."""
-        return str(self.directory) if self.is_sqlite else str(self.engine.url)
+        """The store in messages."""
+        return str(self.directory)
 
     # transactions
 
@@ -173,7 +164,7 @@ class Store:
     @contextmanager
     def exclusive(self, purpose: str) -> Iterator[None]:
         """The writer lock alone, for maintenance that cannot run inside a transaction."""
-        with self._writer.hold(purpose) if self.is_sqlite else nullcontext():
+        with self._writer.hold(purpose):
             yield
 
     # collections
@@ -334,23 +325,14 @@ def restore(file: str | Path, directory: str | Path) -> dict[str, Any]:
     return restore_backup(Path(file), Path(directory))
 
 
-def _resolve(location: str | Path) -> tuple[URL, Path]:
-    """The SQLAlchemy URL and the directory (of the data, or of caches beside a database server)."""
-    if "://" not in str(location):
-        directory = Path(location).expanduser().absolute()
-        if directory.exists() and not directory.is_dir():
-            raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")
-        return URL.create("sqlite", database=str(directory / DATABASE)), directory
-    try:
-        url = make_url(str(location))
-    except ArgumentError as error:
-        raise StoreError(f"{location} is not a database URL: {error}") from error
-    if url.get_backend_name() == "sqlite":
-        raise StoreError(f"give a SQLite store as a directory, not as the URL {location}")
-    from platformdirs import user_cache_path
-
-    key = hashlib.sha256(url.render_as_string(hide_password=True).encode()).hexdigest()[:16]
-    return url, user_cache_path("rwkv-embed") / "stores" / key
+def _directory(location: str | Path) -> Path:
+    """The store's directory; StoreError when it cannot be one."""
+    if "://" in str(location):
+        raise StoreError(f"{location} is a URL, but a store is a directory; give --store a directory")
+    directory = Path(location).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")
+    return directory
 
 
 def _check_new(name: str, chunking: ChunkingOptions) -> None:

@@ -64,8 +64,7 @@ def verify(store: "Store", sample: int = 100) -> VerifyReport:
     report = VerifyReport()
     try:
         with store.read() as session:
-            if store.is_sqlite:
-                _check_sqlite(session, report)
+            _check_sqlite(session, report)
             if report.ok:  # what is read from a damaged file says nothing
                 for row in session.scalars(select(CollectionRow)).all():
                     _check_collection(store, session, row, report, sample)
@@ -264,9 +263,8 @@ def compact(store: "Store") -> CompactReport:
             )
             store.fulltext.optimize(session.connection(), row.id)
         session.execute(delete(JobRow).where(JobRow.status == "done"))
-    if store.is_sqlite:
-        with store.exclusive("compacting"):
-            _vacuum(store)
+    with store.exclusive("compacting"):
+        _vacuum(store)
     for info in store.collections():
         store.collection(info.name).index.compact()
     return CompactReport(before, _size(store))

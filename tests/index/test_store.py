@@ -81,8 +81,9 @@ def test_what_cannot_be_opened_is_refused_with_one_sentence(tmp_path, embedder):
     with pytest.raises(StoreError, match=r"is a database of something else \(it has a table 'shopping'\)"):
         open_at(tmp_path / "other")
 
-    with pytest.raises(StoreError, match="give a SQLite store as a directory"):
-        open_at("sqlite:///x.db")
+    for url in ("sqlite:///x.db", "postgresql://host/db", "mysql://h/x"):
+        with pytest.raises(StoreError, match=f"{url} is a URL, but a store is a directory"):
+            open_at(url)
 
 
 @pytest.mark.parametrize("left", [b"", None])
