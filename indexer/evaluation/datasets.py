@@ -102,7 +102,8 @@ def _folder(path: Path, split: str) -> Iterator[Dataset]:
             first, second = _lines(files[0]), _lines(other)
             if len(first) != len(second):
                 raise InvalidDataset(
-                    f"{files[0].name} has {len(first)} lines, {other.name} {len(second)}; align them"
+                    f"{path}: {files[0].name} has {len(first)} lines, {other.name} {len(second)}; "
+                    "line by line they must be translations of each other"
                 )
             yield BitextDataset(f"{files[0].suffix[1:]}-{other.suffix[1:]}", first, second)
 
@@ -119,10 +120,12 @@ def _beir(path: Path, split: str) -> RetrievalDataset:
             qrels.setdefault(row[0], {})[row[-2]] = float(row[-1])
     corpus = {
         record["_id"]: "\n\n".join(part for part in (record.get("title"), record["text"]) if part)
-        for record in _records(path / "corpus.jsonl")
+        for record in _records(path / "corpus.jsonl", "_id", "text")
     }
     queries = {
-        record["_id"]: record["text"] for record in _records(path / "queries.jsonl") if record["_id"] in qrels
+        record["_id"]: record["text"]
+        for record in _records(path / "queries.jsonl", "_id", "text")
+        if record["_id"] in qrels
     }
     return RetrievalDataset(path.name, corpus, queries, qrels)
 
@@ -161,13 +164,17 @@ def _table(path: Path) -> Iterator[Dataset]:
             yield SimilarityDataset(path.stem, first, second, [float(row[-1]) for row in scored])
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _records(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InvalidDataset(f"{path}, line {number} is not JSON: {error}") from None
+            if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in needed):
+                expected = " with the texts " + " and ".join(needed) if needed else ""
+                raise InvalidDataset(f"{path}, line {number} is not a JSON object{expected}")
+            yield record
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[list[str]]:

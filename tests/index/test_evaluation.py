@@ -120,3 +120,12 @@ def test_refuses_what_is_no_data_set(tmp_path):
     write_beir(tmp_path / "x", ["a"], ["a"])
     with pytest.raises(InvalidDataset, match=r"has no qrels/dev\.tsv"):
         load_datasets(tmp_path / "x", split="dev")
+    (tmp_path / "x" / "corpus.jsonl").write_text('{"_id": "d0", "text": "a"}\n{"_id": "d1", "txt": "b"}\n')
+    with pytest.raises(InvalidDataset, match="line 2 is not a JSON object with the texts _id and text"):
+        load_datasets(tmp_path / "x")
+    bitext = tmp_path / "bitext"
+    bitext.mkdir()
+    (bitext / "a.de").write_text("eins\nzwei\n")
+    (bitext / "a.en").write_text("one\n")
+    with pytest.raises(InvalidDataset, match=r"a\.en has 1 lines, a\.de 2; line by line"):
+        load_datasets(bitext)
