@@ -10,6 +10,7 @@ import numpy as np
 
 from indexer import limits
 from indexer.errors import LimitExceeded
+from indexer.language import declared_language
 from indexer.types import Chunk, Document, Vectors
 
 
@@ -59,6 +60,10 @@ def check(document: Document) -> None:
             ) from None
         if name == "id" and not 0 < size <= limits.MAX_DOCUMENT_ID_BYTES:
             raise LimitExceeded(f"the id has {size} bytes, 1 to {limits.MAX_DOCUMENT_ID_BYTES} are allowed")
+    if document.language is not None and declared_language(document.language) is None:
+        raise LimitExceeded(
+            f"the language {document.language[:40]!r} is no ISO 639 code; give one such as en or zh, or none"
+        )
     if len(document.text) > limits.MAX_DOCUMENT_CHARS:
         raise LimitExceeded(
             f"the text has {len(document.text):,} characters, {limits.MAX_DOCUMENT_CHARS:,} may be; split it"

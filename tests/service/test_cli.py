@@ -206,6 +206,11 @@ def test_embed_lines_json_and_npy(tmp_path: Path) -> None:
         (["add", "a", "t", "--metadata", "[1]"], 2, "--metadata: a JSON object is needed"),
         (["add", "a", "t", "--file", "f"], 2, "either as an argument or with --file, not both"),
         (["add", "", "text"], 2, "nothing was added: the id has 0 bytes, 1 to 1024 are allowed"),
+        (
+            ["add", "a", "t", "--language", "English"],
+            2,
+            "the language 'English' is no ISO 639 code; give one",
+        ),
         (["search", "a", "--threshold", "nan"], 2, "--threshold nan: a number is needed"),
         (["add", "a", "--file", "/no/such/file"], 40, "/no/such/file: No such file or directory"),
         (["ask"], 2, "give either a question or -i"),
