@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
 from rwkv_embed.training.finish import mix, whiten
+from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
@@ -57,7 +58,10 @@ def main() -> None:
     sources = loop.Sources(
         tokenize(lines, chosen.tokenizer, work), targets, read_rows(options.corpus, chosen.tokenizer, work)
     )
-    chosen.vectors[FIRST_PIECE:] = chosen.vectors[FIRST_PIECE:] @ np.load(work / "projection.npy")
+    pieces = slice(FIRST_PIECE, None)
+    usage = usage_by_language(sources.rows, len(chosen.vectors))[pieces]
+    centre_by_language(chosen.vectors[pieces], usage, chosen.importance[pieces])
+    chosen.vectors[pieces] = chosen.vectors[pieces] @ np.load(work / "projection.npy")
 
     bag = Bag(torch.from_numpy(chosen.vectors), torch.from_numpy(chosen.importance))
     network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
@@ -67,7 +71,6 @@ def main() -> None:
     rows = rows.folded()
     schedule = loop.Schedule(rate=3e-4, table_rate=6e-4, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
-    pieces = slice(FIRST_PIECE, None)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources))
 

@@ -10,7 +10,7 @@ import zstandard
 
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
 from rwkv_embed.tokenizer import FileTokenizer
-from rwkv_embed.training import contrast, loop
+from rwkv_embed.training import contrast, languages, loop
 from rwkv_embed.training.data import Texts
 from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.finish import WHITENING, mix, whiten
@@ -95,6 +95,43 @@ def test_table_update_is_adam_on_the_rows_used() -> None:
         dense[[7, 2, 7]].square().sum().backward()
         adam.step()
     assert torch.allclose(table.weight, dense, atol=1e-6)
+
+
+def test_no_language_has_an_offset_after_centring_and_unseen_tokens_stay() -> None:
+    random = np.random.default_rng(0)
+    usage = np.zeros((60, 3), np.float32)
+    for language, tokens in enumerate((range(0, 30), range(20, 45), range(40, 55))):  # they share tokens
+        usage[tokens, language] = random.integers(1, 90, len(tokens))
+    rarity = random.uniform(0.2, 1.0, 60).astype(np.float32)
+    vectors = random.normal(size=(60, 8)).astype(np.float32)
+    vectors[:30] += 2.0
+    vectors[40:55] -= 3.0
+
+    def offsets(of: np.ndarray) -> np.ndarray:
+        weight = usage * rarity[:, None]
+        return np.linalg.norm((weight / weight.sum(0)).T @ of, axis=1)
+
+    centred = vectors.copy()
+    languages.centre_by_language(centred, usage, rarity)
+    assert (offsets(centred) < 0.1 * offsets(vectors)).all()
+    assert (centred[55:] == vectors[55:]).all()
+    distance = np.linalg.norm(vectors[0] - vectors[1]) - np.linalg.norm(centred[0] - centred[1])
+    assert abs(distance) < 1e-5  # within a language nothing but the offset has changed
+
+
+def test_usage_counts_tokens_in_the_languages_of_enough_text(rows: contrast.Rows, monkeypatch) -> None:
+    monkeypatch.setattr(languages, "LEAST_TOKENS", 60)
+    usage = languages.usage_by_language(rows, 400)
+    sizes = {
+        name: sum(len(rows.text(i)) for i in np.flatnonzero(rows.language == n))
+        for n, name in enumerate(rows.names["languages"])
+    }
+    assert usage.sum(0).tolist() == [size for size in sizes.values() if size >= 60]
+    german = rows.names["languages"].index("de")
+    expected = np.bincount(
+        np.concatenate([rows.text(i) for i in np.flatnonzero(rows.language == german)]), minlength=400
+    )
+    assert usage[:, german].tolist() == expected.tolist()
 
 
 def test_the_token_network_starts_as_nothing_and_moves_tokens_that_are_never_seen() -> None:
