@@ -254,7 +254,8 @@ def facts(known: Mapping[str, Any]) -> None:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')} {_in_words(part)}" for key, part in value.items())
+        # numbers have commas of their own: "en 5,019; de 12"
+        return "; ".join(f"{str(key).replace('_', ' ')} {_in_words(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value)) or "none"
     if isinstance(value, int) and not isinstance(value, bool):

@@ -1,7 +1,10 @@
 """The command line: typer's runner for most, real processes where that matters."""
 
+import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from api.cli import app
@@ -335,6 +339,32 @@ def test_the_page_about_the_command_line_is_fresh() -> None:
 
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == page(), "docs/cli.md is stale: run `make docs`"
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The arguments of each `rwkv-embed ...` line in the code blocks of a page."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    lines = shell.splitlines() + re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+    called = (re.match(r"(?:[A-Z_]+=\S+ )*rwkv-embed (.*)", line) for line in lines)
+    return [shlex.split(line[1], comments=True) for line in called if line]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_commands_that_the_pages_show_exist(page: Path) -> None:
+    for words in commands_in(page):
+        command: Any = typer.main.get_command(app)
+        arguments = list(itertools.takewhile(lambda word: word not in ("|", ">", "&&", "&"), words))
+        while hasattr(command, "commands"):
+            command = command.commands[arguments.pop(0)]
+        command.make_context("rwkv-embed", arguments)  # a usage error when an option or argument is none
+
+
+def test_the_pages_show_commands() -> None:
+    assert sum(len(commands_in(page)) for page in PAGES) >= 10
 
 
 def test_the_page_names_every_option() -> None:
