@@ -49,6 +49,15 @@ def body_text(body: bytes) -> str:
     return zlib.decompress(body).decode() if body else ""
 
 
+def check_new(document: Document) -> None:
+    """As `check`; LimitExceeded, too, for a language that no filter would find. Stored ones are left alone."""
+    check(document)
+    if document.language is not None and declared_language(document.language) is None:
+        raise LimitExceeded(
+            f"the language {document.language[:40]!r} is no ISO 639 code; give one such as en or zh, or none"
+        )
+
+
 def check(document: Document) -> None:
     """LimitExceeded when a document is over one of `indexer.limits` or is not Unicode text and JSON."""
     for name in ("id", "title", "uri", "language", "text"):
@@ -60,10 +69,6 @@ def check(document: Document) -> None:
             ) from None
         if name == "id" and not 0 < size <= limits.MAX_DOCUMENT_ID_BYTES:
             raise LimitExceeded(f"the id has {size} bytes, 1 to {limits.MAX_DOCUMENT_ID_BYTES} are allowed")
-    if document.language is not None and declared_language(document.language) is None:
-        raise LimitExceeded(
-            f"the language {document.language[:40]!r} is no ISO 639 code; give one such as en or zh, or none"
-        )
     if len(document.text) > limits.MAX_DOCUMENT_CHARS:
         raise LimitExceeded(
             f"the text has {len(document.text):,} characters, {limits.MAX_DOCUMENT_CHARS:,} may be; split it"

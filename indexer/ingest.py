@@ -18,7 +18,7 @@ import numpy as np
 from sqlalchemy import bindparam, delete, select, update
 
 from indexer.db.tables import ChunkRow, DocumentRow, StateRow
-from indexer.documents import body_text, check, content_hash, pack_vectors, text_hashes
+from indexer.documents import body_text, check, check_new, content_hash, pack_vectors, text_hashes
 from indexer.errors import LimitExceeded
 from indexer.jobs import Job
 from indexer.types import Chunk, Document, IngestReport
@@ -177,7 +177,7 @@ def _checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str,
     failed = []
     for source in batch:
         try:
-            check(source.document)
+            check_new(source.document)
         except LimitExceeded as error:
             failed.append({"path": source.document.id[:200], "reason": str(error)})
         else:
