@@ -13,6 +13,7 @@ from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
 from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.ops.fast.kernels import Gates, Norm, NumpyKernels, Products, load_kernels
 from rwkv_embed.ops.fast.model import _pack
+from rwkv_embed.packing import pack_int4, unpack_int4
 
 TOLERANCE = 1e-4
 
@@ -179,26 +180,75 @@ def operands():
     gates = Gates(*(normal(C) for _ in range(6)), Norm(normal(C), normal(C)))
     T, M = 8, 5
     r, g = normal(M, C), normal(M, C)
-    products = Products(r, *(normal(T, C) for _ in range(4)), g, normal(T, C), normal(T, C))
-    return gates, products, normal(2, 2, 64, 64)
+    products = Products(*(normal(T, C) for _ in range(4)))
+    return gates, products, r, g, normal(2, 2, 64, 64)
 
 
-@pytest.mark.parametrize("first_layer", [True, False])
+STARTS, ROWS = np.array([0, 5, 8]), np.array([0, 2, 5])
+
+
+@pytest.mark.parametrize("constant", ["", "w", "a", "wa"])
 @pytest.mark.parametrize("with_state", [True, False])
-def test_compiled_recurrence_is_numpys(operands, with_state, first_layer):
-    gates, products, state = operands
-    if first_layer:
-        gates, products = replace(gates, v0=None), replace(products, v_gate=None, v_first=None)
-    starts, rows = np.array([0, 5, 8]), np.array([0, 2, 5])
+def test_compiled_recurrence_is_numpys(operands, with_state, constant):
+    gates, products, r, g, state = operands
+    products = replace(products, **dict.fromkeys(constant))
     results = []
     for kernels in (build("c").kernels, build("numpy").kernels):
         out, own = np.empty((5, 128), np.float32), state.copy() if with_state else None
-        kernels.wkv(starts, rows, gates, products, own, out)
+        kernels.wkv(STARTS, ROWS, gates, products, r, g, own, out)
         results.append((out, own))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=TOLERANCE)
     if with_state:
         np.testing.assert_allclose(results[0][1], results[1][1], atol=TOLERANCE)
         assert not np.allclose(results[0][1], state)
+
+
+@pytest.mark.parametrize("constant", ["", "w", "a", "wa"])
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_reading_backwards_is_the_recurrence(operands, kernels, constant):
+    """The sum over the text, from the weights of tokens, from a state, and in two pieces."""
+    gates, products, r, g, state = operands
+    products = replace(products, **dict.fromkeys(constant))
+    kernels = build(kernels).kernels
+    expected = np.empty_like(r)
+    build("numpy").kernels.wkv(STARTS, ROWS, gates, products, r, g, state.copy(), expected)
+
+    u, own, y = r.copy(), np.empty((5, 2), np.float32), np.zeros_like(r)
+    kernels.backward(STARTS, ROWS, gates, products, 0, u, own, y)
+    kernels.read_state(ROWS, state, u, y)
+    v = products.v[np.array([3, 4, 5, 6, 7])]
+    out = np.empty_like(r)
+    kernels.close(gates, y, own, v, g, out)
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+
+    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((2, 5, 128), np.float32)
+    kernels.backward(STARTS, ROWS, gates, replace(products, v=None), 0, u, own, weights)
+    kernels.weighted_sums(STARTS, ROWS, weights, products.v, sums)
+    y = np.concatenate([sums[0, :, :64], sums[1, :, 64:]], axis=1)
+    kernels.read_state(ROWS, state, u, y)
+    kernels.close(gates, y, own, v, g, out)
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+
+    u, y = r[:2].copy(), np.zeros_like(r[:2])
+    for start, end in ((3, 5), (0, 3)):
+        piece = {name: getattr(products, name) for name in "wkva"}
+        cut = Products(**{name: None if x is None else x[start:end].copy() for name, x in piece.items()})
+        kernels.backward(np.array([0, end - start]), np.array([0, 2]), gates, cut, 5 - end, u, own, y)
+    kernels.read_state(np.array([0, 2]), state[:1], u, y)
+    kernels.close(gates, y, own[:2], v[:2], g[:2], out[:2])
+    np.testing.assert_allclose(out[:2], expected[:2], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_first_layers_values_are_mixed_in(kernels):
+    rng = np.random.default_rng(4)
+    gate, first, v = (rng.standard_normal((3, 128)).astype(np.float32) for _ in range(3))
+    v0 = rng.standard_normal(128).astype(np.float32)
+    for some_gate in (gate, None):
+        mixed = v.copy()
+        build(kernels).kernels.mix_values(v0, some_gate, first, mixed)
+        expected = v + (first - v) * _sigmoid(v0 + (0 if some_gate is None else gate))
+        np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [*range(1, 14), 25])
@@ -209,6 +259,17 @@ def test_compiled_product_is_numpys(rows, depth):
     kernels = build("c").kernels
     product = kernels.matmul(x, kernels.pack(w), np.empty((rows, 48), np.float32))
     np.testing.assert_allclose(product, x @ w, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_matrices_side_by_side(kernels):
+    """A product for each x of a batch, as values of a head have."""
+    rng = np.random.default_rng(5)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 7, 48), (48, 3 * 32)))
+    kernels = build(kernels).kernels
+    product = kernels.matmul(x, kernels.pack(w), np.empty((3, 7, 32), np.float32))
+    expected = np.stack([x[i] @ w[:, 32 * i : 32 * i + 32] for i in range(3)])
+    np.testing.assert_allclose(product, expected, atol=1e-4)
 
 
 def test_a_vector_does_not_depend_on_its_neighbours():
@@ -235,12 +296,66 @@ def test_split_anywhere_and_resume(tokens, data):
         np.testing.assert_array_equal(given_array, kept)  # a state is a value
 
 
-def test_states_are_optional(model):
-    with_states, states = model.hidden(TEXTS[:3])
-    without, none = model.hidden(TEXTS[:3], return_states=False)
+def simple_checkpoint(**sizes):
+    """One layer in which much is switched off, as in the bundled model: shifts, networks, keys, channel mixing."""
+    tensors = random_checkpoint(5, n_layer=1, prefix="", **sizes)
+    for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w2", "a2", "r_k"):
+        tensors[f"blocks.0.att.{name}"] = np.zeros_like(tensors[f"blocks.0.att.{name}"])
+    tensors["blocks.0.att.key.weight"][:, :-2] = 0
+    tensors["blocks.0.ffn.value.weight"] = np.zeros_like(tensors["blocks.0.ffn.value.weight"])
+    return tensors
+
+
+def variants():
+    """Checkpoints that take every way to the end of a text."""
+    deep = dict(TENSORS)
+    deep["rwkv.blocks.2.att.v2"] = np.zeros_like(deep["rwkv.blocks.2.att.v2"])
+    deep["rwkv.blocks.1.ffn.key.weight"] = np.zeros_like(deep["rwkv.blocks.1.ffn.key.weight"])
+    shifting = simple_checkpoint() | {
+        name: tensor
+        for name, tensor in random_checkpoint(6, n_layer=1, prefix="").items()
+        if name.endswith(("att.x_k", "att.x_v", "att.r_k"))
+    }
+    one_layer = random_checkpoint(7, n_layer=1)
+    unshifted = one_layer | {"rwkv.blocks.0.ffn.x_k": np.zeros_like(one_layer["rwkv.blocks.0.ffn.x_k"])}
+    return {
+        "three layers": TENSORS,
+        "three layers, zeros": deep,
+        "one layer": one_layer,
+        "one layer, channel mixing without shift": unshifted,
+        "simple": simple_checkpoint(),
+        "simple, shifting": shifting,
+        "simple, heads of 40": simple_checkpoint(head_size=40),
+    }
+
+
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+@pytest.mark.parametrize("tensors", variants().values(), ids=variants().keys())
+def test_ends_of_texts_are_the_references(tensors, kernels):
+    """Without states after them, from nothing and from a state; texts of one to three pieces."""
+    model = FastRWKV7(tensors, token_budget=32)
+    if kernels == "numpy":
+        model = FastRWKV7(tensors, token_budget=32, kernels=NumpyKernels(model.config.head_size))
+    hidden, none = model.hidden(TEXTS, return_states=False)
     assert none is None
-    assert [array.shape for array in states[0]] == [array.shape for array in model.zero_state()]
-    np.testing.assert_array_equal(with_states, without)
+    kept, states = model.hidden(TEXTS)
+    resumed, _ = model.hidden(TEXTS[::-1], states, return_states=False)
+    for i, text in enumerate(TEXTS):
+        expected, state = reference(tensors, text)
+        np.testing.assert_allclose(hidden[i], expected[-1], atol=2e-5)
+        np.testing.assert_allclose(hidden[i], kept[i], atol=1e-5)
+        after, _ = reference(tensors, TEXTS[::-1][i], state)
+        np.testing.assert_allclose(resumed[i], after[-1], atol=TOLERANCE)
+    for state, array in zip(states[0], model.zero_state(), strict=True):
+        assert state.shape == array.shape
+
+
+def test_skipped_parameters_leave_the_state_whole():
+    """What a simple model's state holds is what the reference's does, channel mixing's shift too."""
+    tensors = simple_checkpoint()
+    _, (state,) = FastRWKV7(tensors, token_budget=16).hidden([TEXTS[6]])
+    for array, expected in zip(state, reference(tensors, TEXTS[6])[1], strict=True):
+        np.testing.assert_allclose(array, expected, atol=1e-5)
 
 
 def test_nothing_in_nothing_out(model):
@@ -262,6 +377,15 @@ def test_packed_tables_are_read_row_by_row():
     np.testing.assert_array_equal(hidden, expected)
 
 
+def test_four_bit_tables_are_read_row_by_row(model):
+    tensors = dict(TENSORS)
+    packed, scale = pack_int4(tensors.pop("rwkv.emb.weight"))
+    tensors["rwkv.emb.weight.int4"], tensors["rwkv.emb.weight.scale"] = packed, scale
+    plain = {**TENSORS, "rwkv.emb.weight": unpack_int4(packed, scale)}
+    hidden, expected = (build(model.kernels.name, either).hidden(TEXTS)[0] for either in (tensors, plain))
+    np.testing.assert_array_equal(hidden, expected)
+
+
 def test_float16_files_give_the_reference_of_float16(tmp_path):
     from safetensors.numpy import save_file
 
@@ -277,6 +401,9 @@ def test_flops_count_what_every_token_passes():
     block = 4 * C * C + 2 * C * ffn + 3 * 2 * C * lora  # and the v pair after the first layer
     last = 2 * C * C + 3 * 2 * C * lora
     assert build("numpy").flops_per_token == 2 * (block + (block + 2 * C * lora) + last)
+    one_layer = FastRWKV7(random_checkpoint(n_layer=1)).flops_per_token
+    assert one_layer == 2 * (C * C + 2 * 2 * C * lora)  # values are made of sums
+    assert FastRWKV7(simple_checkpoint()).flops_per_token == 2 * 2 * C  # keys look at two inputs
 
 
 def test_bad_input_is_named(model):

@@ -1,0 +1,263 @@
+"""One layer of RWKV-7 on packed texts: at every position, or at the texts' ends alone.
+
+`forward` reads the recurrence from its state, position by position. `ends` is for the last layer when the state
+after the text is not wanted: what a text's end reads from the state is a weighted sum of the text's values, and
+the weights are found by carrying the reading vector backwards, O(N) a token and head instead of O(N^2). That is
+exact; `Kernels.backward` has the formula.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rwkv_embed.config import ModelConfig
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, read_positions
+from rwkv_embed.ops.fast.weights import Layer, LowRank
+
+Streams = dict[str, Array]  # time mixing's shifted inputs (T, C) by the letters of weights.STREAMS
+LayerState = list[Array]  # of n texts: shift (n, C), wkv (n, H, N, N), channel mixing's shift (n, C)
+
+
+class Workspace:
+    """Buffers of one batch, used again for the next: no page faults between batches."""
+
+    def __init__(self, c: ModelConfig, tokens: int) -> None:
+        self._channels = c.n_embd
+        streams = np.empty((11, tokens, c.n_embd), np.float32)
+        self.x, self.delta, self.out, self.r, self.w, self.k, self.v, self.a, self.g = streams[:9]
+        self.v_gate, self.v_first = streams[9:]
+        self._mixed = np.empty(6 * tokens * c.n_embd, np.float32)
+        self.hidden = np.empty((tokens, c.n_ffn), np.float32)
+
+    def mixed(self, n: int, tokens: int) -> Array:
+        """(n, tokens, C) contiguous, in the same memory at each call."""
+        return self._mixed[: n * tokens * self._channels].reshape(n, tokens, self._channels)
+
+    def zeros(self, n: int) -> Array:
+        """Token shift's past of texts that begin."""
+        return np.zeros((n, self._channels), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Packed texts before a layer: x + delta (T, C).
+
+    `shift` (n, C): what token shift finds before them; it is changed.
+    `after`: how many tokens of the text follow, when it is a piece of one text.
+    """
+
+    starts: Index
+    x: Array
+    delta: Array | None
+    shift: Array
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the rows read need while it goes backwards; `u`, `own`, `y` as in `Kernels.backward`.
+
+    `sums` (H, rows, C): weighted sums of the values' inputs, where values are made of them.
+    """
+
+    rows: Index
+    x: Array
+    own_values: Array | None
+    u: Array
+    g: Array
+    own: Array
+    y: Array
+    sums: Array
+
+
+class Block:
+    """A layer with the kernels that run it. Arrays that it returns are the workspace's."""
+
+    def __init__(self, layer: Layer, kernels: Kernels, config: ModelConfig, is_first: bool) -> None:
+        self._layer, self._kernels, self._config = layer.packed(kernels), kernels, config
+        self._is_first = is_first
+        # Values of the first layer are linear in its input, so one product is made of a text's weighted sum.
+        self._sums_inputs = is_first and config.head_size % PANEL == 0
+
+    def forward(
+        self,
+        ws: Workspace,
+        starts: Index,
+        x: Array,
+        delta: Array | None,
+        state: LayerState | None,
+        reads_all: bool = True,
+    ) -> tuple[Array, Array | None]:
+        """x and delta after the layer, at every position or at the texts' ends; `state` becomes that after them.
+
+        x += delta on the way in; delta is what the layer's last part adds to x.
+        """
+        shift, wkv, ffn_shift = state or (ws.zeros(len(starts) - 1), None, None)
+        streams = self._shifted(ws, Piece(starts, x, delta, shift))
+        products = self._products(ws, streams, with_values=True)
+        rows = starts if reads_all else self._end_rows(starts)
+        at = None if reads_all else read_positions(starts, rows)
+        r, g = self._queries(ws, streams, at)
+        out = ws.out[: rows[-1]]
+        self._kernels.wkv(starts, rows, self._layer.gates, products, r, g, wkv, out)
+        delta = self._kernels.matmul(out, self._layer.output, ws.delta[: len(out)])
+        x = x if at is None else x[at]
+        return self._channel_mixing(ws, rows, x, delta, ffn_shift, reads_all)
+
+    def ends(
+        self, ws: Workspace, pieces: Iterable[Piece], state: LayerState | None
+    ) -> tuple[Array, Array | None]:
+        """x and delta (n, C) after the layer at the texts' ends; `state` is the one before the texts, and is lost.
+
+        `pieces`: the texts, or one text in pieces from its end to its beginning, whose arrays may be in the same
+        memory.
+        """
+        kernels, reading = self._kernels, None
+        for piece in pieces:
+            streams = self._shifted(ws, piece)
+            products = self._products(ws, streams, with_values=not self._sums_inputs)
+            if reading is None:
+                reading = self._begin_reading(ws, piece, streams, products)
+            self._read_back(piece, products, streams["v"], reading)
+        assert reading is not None, "no pieces"
+        rows, y = reading.rows, reading.y
+        if self._sums_inputs:
+            by_head = np.empty((*reading.sums.shape[:2], self._config.head_size), np.float32)
+            kernels.matmul(reading.sums, self._layer.value, by_head)
+            y = np.ascontiguousarray(by_head.transpose(1, 0, 2)).reshape(y.shape)
+        if state is not None:
+            kernels.read_state(rows, state[1], reading.u, y)
+        out = ws.out[: len(y)]
+        kernels.close(self._layer.gates, y, reading.own, reading.own_values, reading.g, out)
+        delta = kernels.matmul(out, self._layer.output, ws.delta[: len(out)])
+        ffn_shift = None if state is None else state[2]
+        return self._channel_mixing(ws, rows, reading.x, delta, ffn_shift, reads_all=False)
+
+    def shift_after(self, x: Array) -> Array:
+        """What token shift finds (n, C) after tokens of which the layer reads x (n, C)."""
+        normed = np.empty_like(x)
+        self._kernels.norm(x, None, self._layer.ln1, normed)
+        return normed
+
+    def _begin_reading(self, ws: Workspace, piece: Piece, streams: Streams, products: Products) -> _Reading:
+        rows = self._end_rows(piece.starts)
+        at = read_positions(piece.starts, rows)
+        u, g = self._queries(ws, streams, at)
+        values = None
+        if self._layer.own_values:
+            values = np.empty_like(u)
+            if products.v is None:
+                self._kernels.matmul(streams["v"][at], self._layer.value, values)
+            else:
+                values[:] = products.v[at]
+        H = self._config.n_head
+        sums = np.zeros((H, *u.shape) if self._sums_inputs else 0, np.float32)
+        own = np.empty((len(u), H), np.float32)
+        return _Reading(rows, piece.x[at], values, u, g, own, np.zeros_like(u), sums)
+
+    def _read_back(self, piece: Piece, products: Products, x: Array, reading: _Reading) -> None:
+        """One piece, with `x` (T, C) as the values' input."""
+        kernels, gates, rows = self._kernels, self._layer.gates, reading.rows
+        if not self._sums_inputs:
+            kernels.backward(
+                piece.starts, rows, gates, products, piece.after, reading.u, reading.own, reading.y
+            )
+            return
+        weights = np.zeros((np.diff(rows).max(), self._config.n_head, len(x)), np.float32)
+        kernels.backward(piece.starts, rows, gates, products, piece.after, reading.u, reading.own, weights)
+        kernels.weighted_sums(piece.starts, rows, weights, x, reading.sums)
+
+    def _end_rows(self, starts: Index) -> Index:
+        """Rows of the texts' last positions: two where channel mixing looks at the one before the last."""
+        ffn = self._layer.ffn
+        return np.cumsum([0, *np.minimum(np.diff(starts), 2 if ffn is not None and ffn.shifts else 1)])
+
+    def _shifted(self, ws: Workspace, piece: Piece) -> Streams:
+        """x += delta, normed and shifted for each letter."""
+        layer = self._layer
+        mixed = ws.mixed(len(layer.mix), len(piece.x))
+        self._kernels.norm_shift(piece.starts, piece.x, piece.delta, layer.ln1, layer.mix, piece.shift, mixed)
+        return {letter: mixed[i] for letter, i in layer.stream.items()}
+
+    def _products(self, ws: Workspace, streams: Streams, with_values: bool) -> Products:
+        """What the recurrence reads at every position."""
+        layer, key = self._layer, self._layer.key
+        xk = streams["k"] if key.inputs is None else np.take(streams["k"], key.inputs, axis=1)
+        k = self._kernels.matmul(xk, key.matrix, ws.k[: len(xk)])
+        w = None if layer.w is None else self._low_rank(streams["w"], layer.w, ws.w, np.tanh)
+        a = None if layer.a is None else self._low_rank(streams["a"], layer.a, ws.a)
+        return Products(w, k, self._values(ws, streams["v"]) if with_values else None, a)
+
+    def _values(self, ws: Workspace, x: Array) -> Array:
+        """Values (T, C); those of the first layer stay in `ws.v_first`."""
+        layer = self._layer
+        v = self._kernels.matmul(x, layer.value, (ws.v_first if self._is_first else ws.v)[: len(x)])
+        if layer.gates.v0 is not None:
+            gate = None if layer.v is None else self._low_rank(x, layer.v, ws.v_gate)
+            self._kernels.mix_values(layer.gates.v0, gate, ws.v_first[: len(x)], v)
+        return v
+
+    def _queries(self, ws: Workspace, streams: Streams, at: Index | None) -> tuple[Array, Array]:
+        """r and g at the positions `at`; None: all."""
+        xr, xg = (streams[letter] if at is None else streams[letter][at] for letter in "rg")
+        r = self._kernels.matmul(xr, self._layer.receptance, ws.r[: len(xr)])
+        return r, self._low_rank(xg, self._layer.g, ws.g, _sigmoid)
+
+    def _low_rank(
+        self, x: Array, pair: LowRank, buffer: Array, activation: Callable[..., object] | None = None
+    ) -> Array:
+        inner = np.empty((len(x), pair.width + -pair.width % PANEL), np.float32)
+        self._kernels.matmul(x, pair.down, inner)
+        if activation is not None:
+            activation(inner, out=inner)
+        return self._kernels.matmul(inner, pair.up, buffer[: len(x)])
+
+    def _channel_mixing(
+        self, ws: Workspace, starts: Index, x: Array, delta: Array, shift: Array | None, reads_all: bool
+    ) -> tuple[Array, Array | None]:
+        """x += delta and what channel mixing adds to it; at the texts' ends only, unless `reads_all`."""
+        kernels, layer, last = self._kernels, self._layer, starts[1:] - 1
+        if layer.ffn is None:
+            if shift is not None:  # a state is whole, whatever reads it
+                normed = np.empty_like(x)
+                kernels.norm(x, delta, layer.ln2, normed)
+                shift[:] = normed[last]
+                return x, None
+            return x, delta
+        mixed = ws.mixed(1, len(x))
+        shift = ws.zeros(len(last)) if shift is None else shift
+        kernels.norm_shift(starts, x, delta, layer.ln2, layer.ffn.mix, shift, mixed)
+        (xk,) = mixed
+        if not reads_all:
+            xk, x = xk[last], x[last]
+        hidden = kernels.matmul(xk, layer.ffn.key, ws.hidden[: len(x)])
+        kernels.relu_square(hidden)
+        return x, kernels.matmul(hidden, layer.ffn.value, ws.delta[: len(x)])
+
+
+def _sigmoid(x: Array, out: Array) -> None:
+    np.negative(x, out=out)
+    np.exp(out, out=out)
+    np.add(out, 1, out=out)
+    np.reciprocal(out, out=out)
+
+
+def flops_per_token(layers: Sequence[Layer], config: ModelConfig) -> int:
+    """2 x the matrix parameters that each token passes through on the way to a text's vector.
+
+    Left out: what only a text's end passes through (of the last layer all but keys, decays, rates and values; the
+    values too when they are made of a weighted sum), and parameters that are skipped because they change nothing.
+    """
+    total = 0
+    for i, layer in enumerate(layers):
+        pairs = [layer.w, layer.a, layer.v]
+        total += layer.key.size
+        if i + 1 < len(layers):
+            pairs.append(layer.g)
+            total += layer.receptance.size + layer.value.size + layer.output.size
+            total += 0 if layer.ffn is None else layer.ffn.key.size + layer.ffn.value.size
+        elif i > 0 or config.head_size % PANEL:
+            total += layer.value.size
+        total += sum(pair.width * (len(pair.down) + pair.up.shape[1]) for pair in pairs if pair is not None)
+    return 2 * total
