@@ -177,7 +177,7 @@ def operands():
         return rng.standard_normal(shape).astype(np.float32)
 
     C = 128
-    gates = Gates(*(normal(C) for _ in range(6)), Norm(normal(C), normal(C)))
+    gates = Gates(*(normal(C) for _ in range(5)), Norm(normal(C), normal(C)))
     T, M = 8, 5
     r, g = normal(M, C), normal(M, C)
     products = Products(*(normal(T, C) for _ in range(4)))
@@ -195,7 +195,7 @@ def test_compiled_recurrence_is_numpys(operands, with_state, constant):
     results = []
     for kernels in (build("c").kernels, build("numpy").kernels):
         out, own = np.empty((5, 128), np.float32), state.copy() if with_state else None
-        kernels.wkv(STARTS, ROWS, gates, products, r, g, own, out)
+        kernels.wkv(STARTS, ROWS, kernels.pack_gates(gates), products, r, g, own, out)
         results.append((out, own))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=TOLERANCE)
     if with_state:
@@ -213,6 +213,7 @@ def test_reading_backwards_is_the_recurrence(operands, kernels, constant):
     expected = np.empty_like(r)
     build("numpy").kernels.wkv(STARTS, ROWS, gates, products, r, g, state.copy(), expected)
 
+    gates = kernels.pack_gates(gates)
     u, own, y = r.copy(), np.empty((5, 2), np.float32), np.zeros_like(r)
     kernels.backward(STARTS, ROWS, gates, products, 0, u, own, y)
     kernels.read_state(ROWS, state, u, y)

@@ -193,9 +193,9 @@ class Block:
         """Values (T, C); those of the first layer stay in `ws.v_first`."""
         layer = self._layer
         v = self._kernels.matmul(x, layer.value, (ws.v_first if self._is_first else ws.v)[: len(x)])
-        if layer.gates.v0 is not None:
+        if layer.v0 is not None:
             gate = None if layer.v is None else self._low_rank(x, layer.v, ws.v_gate)
-            self._kernels.mix_values(layer.gates.v0, gate, ws.v_first[: len(x)], v)
+            self._kernels.mix_values(layer.v0, gate, ws.v_first[: len(x)], v)
         return v
 
     def _queries(self, ws: Workspace, streams: Streams, at: Index | None) -> tuple[Array, Array]:

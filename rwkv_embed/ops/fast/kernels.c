@@ -44,6 +44,7 @@
 
 /* LANES and PANEL floats, as GCC and Clang have them on every processor; memory need not be aligned, and may alias floats. */
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef float Wide __attribute__((vector_size(PANEL * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 /* e^x to about 2 units in the last place (Cephes' polynomial); written so that compilers vectorise it. */
@@ -79,16 +80,30 @@ INLINE float exp_small(float x) {
     return p * p;
 }
 
+INLINE float lanes_sum(Vector v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE void add_power(Vector *sum, const float *x, float m, int power) {
+    const Vector value = *(const Vector *)x - m;
+    if (power == 2) *sum += value * value;
+    else *sum += value;
+}
+
+/* Sum of (x - m)^power over n values, a multiple of LANES. Four chains of additions hide their latency. */
+INLINE float sum_of_powers(const float *x, int64_t n, float m, int power) {
+    Vector sums[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) add_power(sums + j, x + i + j * LANES, m, power);
+    for (; i < n; i += LANES) add_power(sums, x + i, m, power);
+    return lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 /* Mean and 1/sqrt(variance + eps) of n values; two passes, because one pass cancels. */
 INLINE void moments(const float *x, int64_t n, float eps, float *mean, float *scale) {
-    float sum = 0.0f, square = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += x[i];
-    const float m = sum / (float)n;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < n; i++) square += (x[i] - m) * (x[i] - m);
-    *mean = m;
-    *scale = 1.0f / sqrtf(square / (float)n + eps);
+    *mean = sum_of_powers(x, n, 0.0f, 1) / (float)n;
+    *scale = 1.0f / sqrtf(sum_of_powers(x, n, *mean, 2) / (float)n + eps);
 }
 
 INLINE void add_to(float *x, const float *delta, int64_t n) {
@@ -164,18 +179,34 @@ EXPORT void rwkv_matmul(int64_t B, int64_t M, int64_t K, int64_t N, const float 
     }
 }
 
-/* out (T, C) = rows `tokens` of a table in four bits: packed (V, C / 2), and these rows' scales (T, C / 32). */
+INLINE float half_to_float(uint16_t half) { /* infinities and NaNs are no scales */
+    const uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f; /* the difference of the exponents' zeros */
+    return half & 0x8000 ? -value : value;
+}
+
+/* out (T, C) = rows `tokens` of a table in four bits: packed (V, C / 2), float16 scale (V, C / 32); see packing.py. */
 EXPORT FOR_EACH_CPU void rwkv_unpack(int64_t T, int64_t C, const int64_t *tokens, const uint8_t *packed,
-                                     const float *scale, float *out) {
-    enum { GROUP = 32 };
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t group = 0; group < C / GROUP; group++) {
-            const uint8_t *codes = packed + (tokens[t] * C + group * GROUP) / 2;
-            const float step = *scale++;
-            float *to = out + t * C + group * GROUP;
-#pragma omp simd
-            for (int64_t i = 0; i < GROUP; i++) to[i] = (float)((codes[i / 2] >> (i % 2 * 4) & 15) - 8) * step;
+                                     const uint16_t *scale, float *out) {
+    enum { GROUP = 32, AHEAD = 8, LINE = 64 };
+    const Integers NIBBLES = {0, 4, 8, 12, 16, 20, 24, 28};
+    for (int64_t t = 0; t < T; t++) {
+        if (t + AHEAD < T) { /* rows are anywhere in memory */
+            for (int64_t i = 0; i < C / 2; i += LINE) PREFETCH(packed + tokens[t + AHEAD] * (C / 2) + i);
+            PREFETCH(scale + tokens[t + AHEAD] * (C / GROUP));
         }
+        for (int64_t group = tokens[t] * (C / GROUP), end = group + C / GROUP; group < end; group++, out += GROUP) {
+            const uint8_t *codes = packed + group * (GROUP / 2);
+            const float step = half_to_float(scale[group]);
+            for (int i = 0; i < GROUP; i += LANES, codes += LANES / 2) {
+                const int32_t eight = codes[0] | codes[1] << 8 | codes[2] << 16 | (int32_t)((uint32_t)codes[3] << 24);
+                const Integers code = (eight >> NIBBLES & 15) - 8;
+                *(Vector *)(out + i) = __builtin_convertvector(code, Vector) * step;
+            }
+        }
+    }
 }
 
 /* x += delta; out = layer_norm(x). x, out (rows, C); delta (rows, C) or NULL; weight, bias (C). */
@@ -195,27 +226,19 @@ EXPORT FOR_EACH_CPU void rwkv_norm(int64_t rows, int64_t C, float *x, const floa
 EXPORT FOR_EACH_CPU void rwkv_norm_shift(int64_t n, const int64_t *starts, int64_t C, int64_t n_mix, float *x,
                                          const float *delta, const float *weight, const float *bias,
                                          const float *mix, float *shift, float *out) {
-    enum { BLOCK = 64 };
     const int64_t T = starts[n];
-    float y[BLOCK];
     for (int64_t s = 0; s < n; s++) {
-        float *previous = shift + s * C;
         for (int64_t t = starts[s]; t < starts[s + 1]; t++) {
             float mean, scale, *row = x + t * C;
             add_to(row, delta ? delta + t * C : NULL, C);
             moments(row, C, 1e-5f, &mean, &scale);
-            for (int64_t c = 0; c < C; c += BLOCK) {
-                const int64_t width = C - c < BLOCK ? C - c : BLOCK;
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++)
-                    y[i] = (row[c + i] - mean) * scale * weight[c + i] + bias[c + i];
-                for (int64_t m = 0; m < n_mix; m++) {
-                    float *to = out + (m * T + t) * C + c;
-                    const float *mu = mix + m * C + c;
-#pragma omp simd
-                    for (int64_t i = 0; i < width; i++) to[i] = y[i] + (previous[c + i] - y[i]) * mu[i];
-                }
-                memcpy(previous + c, y, (size_t)width * sizeof(float));
+            for (int64_t c = 0; c < C; c += LANES) {
+                Vector *previous = (Vector *)(shift + s * C + c);
+                const Vector y = (*(Vector *)(row + c) - mean) * scale * *(const Vector *)(weight + c) +
+                                 *(const Vector *)(bias + c);
+                for (int64_t m = 0; m < n_mix; m++)
+                    *(Vector *)(out + (m * T + t) * C + c) = y + (*previous - y) * *(const Vector *)(mix + m * C + c);
+                *previous = y;
             }
         }
     }
@@ -393,18 +416,18 @@ EXPORT FOR_EACH_CPU void rwkv_wkv(int64_t n, const int64_t *starts, const int64_
  * u = u w - kk (b . u), and what this token's value counts for, k . u with the u before that. */
 INLINE float step_back(const float *k, const float *k_k, const float *w, const float *rate, const float *strength,
                        float *u, int64_t N) {
-    float square = 0.0f, seen = 0.0f, removed = 0.0f;
-#pragma omp simd reduction(+ : square, seen, removed)
-    for (int64_t i = 0; i < N; i++) {
-        const float kk = k[i] * k_k[i];
-        square += kk * kk;
-        seen += k[i] * strength[i] * u[i];
-        removed += kk * rate[i] * u[i];
+    Vector squares = {0}, seen = {0}, removes = {0};
+    for (int64_t i = 0; i < N; i += LANES) {
+        const Vector key = *(const Vector *)(k + i), kk = key * *(const Vector *)(k_k + i);
+        const Vector vector = *(const Vector *)(u + i);
+        squares += kk * kk;
+        seen += key * *(const Vector *)(strength + i) * vector;
+        removes += kk * *(const Vector *)(rate + i) * vector;
     }
-    removed /= square > LEAST_SQUARE ? square : LEAST_SQUARE; /* kk is of length 1, and twice a factor */
-#pragma omp simd
-    for (int64_t i = 0; i < N; i++) u[i] = u[i] * w[i] - k[i] * k_k[i] * removed;
-    return seen;
+    const float square = lanes_sum(squares);
+    const float removed = lanes_sum(removes) / (square > LEAST_SQUARE ? square : LEAST_SQUARE);
+    for (int64_t i = 0; i < N; i++) u[i] = u[i] * w[i] - k[i] * k_k[i] * removed; /* kk is to be of length 1 */
+    return lanes_sum(seen);
 }
 
 /* One token of a text for its reading vectors `row` ... `row + rows - 1`; offset: of the token among the T. */

@@ -37,11 +37,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Time mixing's parameters per channel (C,), named as in the checkpoint; `v0` is None in the first layer."""
+    """Time mixing's parameters per channel (C,), named as in the checkpoint."""
 
     w0: Array
     a0: Array
-    v0: Array | None
     k_k: Array
     k_a: Array
     r_k: Array
@@ -70,14 +69,19 @@ class Kernels(Protocol):
     def pack(self, matrix: Array) -> Any:
         """A matrix (K, N) as `matmul` wants it; made once, at load."""
 
+    def pack_gates(self, gates: Gates) -> Any:
+        """Gates as the recurrence wants them; made once, at load."""
+
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
         """out (..., M, N) = x (..., M, K) @ matrix; returns out.
 
         With B x's, the matrix (K, B N) is B matrices (K, N) side by side, one for each.
         """
 
-    def unpack_int4(self, tokens: Index, packed: NDArray[np.uint8], scale: Array, out: Array) -> None:
-        """out (T, C) = rows `tokens` of a table in four bits (see packing.py); scale (T, C/32) is theirs."""
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
+        """out (T, C) = rows `tokens` of a table in four bits (see packing.py)."""
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         """x += delta; out = layer_norm(x); all (rows, C)."""
@@ -100,7 +104,7 @@ class Kernels(Protocol):
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         r: Array,
         g: Array,
@@ -118,7 +122,7 @@ class Kernels(Protocol):
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         after: int,
         u: Array,
@@ -143,7 +147,7 @@ class Kernels(Protocol):
         x (T, C); weights (rows of a text, H, T) are those of `backward`.
         """
 
-    def close(self, gates: Gates, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
         """out = (group_norm(y) + own v) * g for rows (rows, C); own (rows, H); `v` None where own is zero."""
 
 
@@ -165,24 +169,29 @@ def _pointers(*names: str) -> list[tuple[str, type]]:
 class _LayerPointers(ctypes.Structure):
     _fields_ = _pointers("w0", "a0", "k_k", "k_a", "r_k", "ln_weight", "ln_bias")
 
-    @classmethod
-    def of(cls, g: Gates) -> "_LayerPointers":
-        return cls(*map(_at, (g.w0, g.a0, g.k_k, g.k_a, g.r_k, g.ln_x.weight, g.ln_x.bias)))
-
 
 class _ProductPointers(ctypes.Structure):
     _fields_ = _pointers("w", "k", "v", "a")
 
-    @classmethod
-    def of(cls, p: Products) -> "_ProductPointers":
-        return cls(*map(_at, (p.w, p.k, p.v, p.a)))
+
+@dataclass(frozen=True, slots=True)
+class _PackedGates:
+    """`pointers` into `gates`, which must live as long."""
+
+    gates: Gates
+    pointers: _LayerPointers
 
 
 def _at(array: NDArray | None) -> int | None:
-    if array is None:
+    if array is None or not array.size:
         return None
-    address: int = array.__array_interface__["data"][0]  # a third of the time of array.ctypes.data
-    return address
+    if array.flags.writeable:  # a quarter of the time of array.ctypes.data, of which there are many
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return array.ctypes.data
+
+
+def _pointers_of(p: Products) -> _ProductPointers:
+    return _ProductPointers(*map(_at, (p.w, p.k, p.v, p.a)))
 
 
 class CompiledKernels:
@@ -220,12 +229,19 @@ class CompiledKernels:
         rows, columns = matrix.shape
         return np.ascontiguousarray(matrix.reshape(rows, columns // PANEL, PANEL).transpose(1, 0, 2))
 
+    def pack_gates(self, gates: Gates) -> _PackedGates:
+        g = gates
+        arrays = (g.w0, g.a0, g.k_k, g.k_a, g.r_k, g.ln_x.weight, g.ln_x.bias)
+        return _PackedGates(gates, _LayerPointers(*map(_at, arrays)))
+
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
         batch = len(x) if x.ndim == 3 else 1
         self._matmul(batch, *x.shape[-2:], out.shape[-1], _at(x), _at(packed), _at(out))
         return out
 
-    def unpack_int4(self, tokens: Index, packed: NDArray[np.uint8], scale: Array, out: Array) -> None:
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
         self._unpack(*out.shape, _at(tokens), _at(packed), _at(scale), _at(out))
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
@@ -247,17 +263,18 @@ class CompiledKernels:
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         r: Array,
         g: Array,
         state: Array | None,
         out: Array,
     ) -> None:
-        layer, streams = _LayerPointers.of(gates), _ProductPointers.of(products)
+        streams = _pointers_of(products)
         scratch = np.empty(self._head_size**2, np.float32)
         self._wkv(
-            *self._texts(starts, row_starts, out.shape[1]), ctypes.addressof(layer), ctypes.addressof(streams),
+            *self._texts(starts, row_starts, out.shape[1]),
+            ctypes.addressof(gates.pointers), ctypes.addressof(streams),
             *map(_at, (r, g, state, scratch, out)),
         )  # fmt: skip
 
@@ -265,18 +282,19 @@ class CompiledKernels:
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         after: int,
         u: Array,
         own: Array,
         out: Array,
     ) -> None:
-        layer, streams = _LayerPointers.of(gates), _ProductPointers.of(products)
+        streams = _pointers_of(products)
         scratch = np.empty(3 * u.shape[1], np.float32)
         weights, sums = (out, None) if products.v is None else (None, out)
         self._backward(
-            *self._texts(starts, row_starts, u.shape[1]), ctypes.addressof(layer), ctypes.addressof(streams),
+            *self._texts(starts, row_starts, u.shape[1]),
+            ctypes.addressof(gates.pointers), ctypes.addressof(streams),
             after, *map(_at, (scratch, u, own, weights, sums)),
         )  # fmt: skip
 
@@ -287,9 +305,10 @@ class CompiledKernels:
         n, (H, _, C) = len(starts) - 1, sums.shape
         self._weighted_sums(n, _at(starts), _at(row_starts), H, C, _at(weights), _at(x), _at(sums))
 
-    def close(self, gates: Gates, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
-        layer = _LayerPointers.of(gates)
-        self._close(*own.shape, self._head_size, ctypes.addressof(layer), *map(_at, (y, own, v, g, out)))
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+        self._close(
+            *own.shape, self._head_size, ctypes.addressof(gates.pointers), *map(_at, (y, own, v, g, out))
+        )
 
     def _texts(self, starts: Index, row_starts: Index, C: int) -> tuple[Any, ...]:
         n, H = len(starts) - 1, C // self._head_size
@@ -313,8 +332,13 @@ class NumpyKernels:
             packed = packed.reshape(len(packed), len(x), -1).transpose(1, 0, 2)
         return np.matmul(x, packed, out=out)
 
-    def unpack_int4(self, tokens: Index, packed: NDArray[np.uint8], scale: Array, out: Array) -> None:
-        out[:] = unpack_int4(packed[tokens], scale)
+    def pack_gates(self, gates: Gates) -> Gates:
+        return gates
+
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
+        out[:] = unpack_int4(packed[tokens], scale[tokens])
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         if delta is not None:
@@ -342,7 +366,7 @@ class NumpyKernels:
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         r: Array,
         g: Array,
@@ -364,7 +388,7 @@ class NumpyKernels:
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
         after: int,
         u: Array,
@@ -400,7 +424,7 @@ class NumpyKernels:
             own = weights[: last - first, :, begin:end].transpose(1, 0, 2)
             sums[:, first:last] += own @ x[begin:end]
 
-    def close(self, gates: Gates, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
         heads = (len(y), -1, self._head_size)
         normed = _standardise(y.reshape(heads), GROUP_NORM_EPS).reshape(y.shape)
         normed = normed * gates.ln_x.weight + gates.ln_x.bias

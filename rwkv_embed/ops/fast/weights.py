@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
-from rwkv_embed.packing import PACKINGS, packed_shapes
+from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
 
 STREAMS = "rwkvag"  # of time mixing, each with a token shift of its own
 Tensors = Mapping[str, NDArray]
@@ -41,7 +41,10 @@ class TokenTable:
     def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
         if self.packed.dtype == np.uint8 and self.scale is not None:
-            kernels.unpack_int4(tokens, self.packed, self.scale[tokens].astype(np.float32), out)
+            if self.scale.dtype == np.float16:
+                kernels.unpack_int4(tokens, self.packed, self.scale, out)
+            else:
+                out[:] = unpack_int4(self.packed[tokens], self.scale[tokens])
             return
         out[:] = self.packed[tokens]
         if self.scale is not None:
@@ -100,8 +103,8 @@ class ChannelMixing:
 class Layer:
     """One block. Matrices are (in, out), or packed by the kernels.
 
-    None: low-rank pairs whose product is zero (there is none for `v` in the first layer), and channel mixing that
-    adds nothing. `mix` (M, C) are the different token shifts, `stream` says which one a letter of STREAMS has.
+    None: low-rank pairs whose product is zero, channel mixing that adds nothing, and what the first layer has not,
+    `v` and `v0`. `mix` (M, C) are the different token shifts, `stream` says which one a letter has.
     """
 
     ln1: Norm
@@ -115,16 +118,18 @@ class Layer:
     a: LowRank | None
     v: LowRank | None
     g: LowRank
-    gates: Gates
+    v0: Array | None
+    gates: Any
     own_values: bool  # whether r_k adds a token's own value to what it reads
     ln2: Norm
     ffn: ChannelMixing | None
 
     def packed(self, kernels: Kernels) -> "Layer":
-        """The same layer with every matrix as `kernels.matmul` wants it."""
+        """The same layer with matrices and gates as the kernels want them."""
         plain = {name: kernels.pack(getattr(self, name)) for name in ("receptance", "value", "output")}
         parts = {name: getattr(self, name) for name in ("key", "w", "a", "v", "g", "ffn")}
-        return replace(self, **plain, **{name: part and part.packed(kernels) for name, part in parts.items()})
+        packed = {name: part and part.packed(kernels) for name, part in parts.items()}
+        return replace(self, **plain, **packed, gates=kernels.pack_gates(self.gates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +215,10 @@ def _layer(take: "_Taker", i: int, C: int) -> Layer:
         output=take.linear(att + "output.weight", C, C),
         **{letter: None if letter in nothing else pairs.get(letter) for letter in "wav"},
         g=gate,
+        v0=take.vector(att + "v0", C) if i else None,
         gates=Gates(
             w0=take.vector(att + "w0", C),
             a0=take.vector(att + "a0", C),
-            v0=take.vector(att + "v0", C) if i else None,
             k_k=take.vector(att + "k_k", C),
             k_a=take.vector(att + "k_a", C),
             r_k=r_k,
