@@ -222,10 +222,10 @@ def test_reading_backwards_is_the_recurrence(operands, kernels, constant):
     kernels.close(gates, y, own, v, g, out)
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)
 
-    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((2, 5, 128), np.float32)
+    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((5, 2, 128), np.float32)
     kernels.backward(STARTS, ROWS, gates, replace(products, v=None), 0, u, own, weights)
     kernels.weighted_sums(STARTS, ROWS, weights, products.v, sums)
-    y = np.concatenate([sums[0, :, :64], sums[1, :, 64:]], axis=1)
+    y = np.concatenate([sums[:, 0, :64], sums[:, 1, 64:]], axis=1)
     kernels.read_state(ROWS, state, u, y)
     kernels.close(gates, y, own, v, g, out)
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)
@@ -441,12 +441,13 @@ def test_a_damaged_checkpoint_names_every_problem(tmp_path):
         FastRWKV7.from_file(tmp_path / "bad.safetensors")
 
 
-@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 4))
-def test_batches_hold_every_text_once_within_the_budget(lengths, threads):
-    batches = _pack(lengths, 64, threads)
+@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 20), st.integers(1, 4))
+def test_batches_hold_every_text_once_within_the_budget(lengths, most, threads):
+    batches = _pack(lengths, 64, most, threads)
     assert [i for batch in batches for i in batch] == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= 64
+        assert len(batch) <= most
 
 
 def test_importing_the_engine_does_not_import_torch():

@@ -16,6 +16,7 @@ from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, 
 from rwkv_embed.ops.fast.weights import Layer, LowRank
 
 Streams = dict[str, Array]  # time mixing's shifted inputs (T, C) by the letters of weights.STREAMS
+TAIL = 3  # tokens that the end of a text needs: two are read, and token shift looks at the one before them
 LayerState = list[Array]  # of n texts: shift (n, C), wkv (n, H, N, N), channel mixing's shift (n, C)
 
 
@@ -44,31 +45,39 @@ class Piece:
     """Packed texts before a layer: x + delta (T, C).
 
     `shift` (n, C): what token shift finds before them; it is changed.
-    `after`: how many tokens of the text follow, when it is a piece of one text.
+    `first`: number of the first text among all that are read. `after`: tokens that follow, of a piece of one text.
     """
 
     starts: Index
     x: Array
     delta: Array | None
     shift: Array
+    first: int = 0
     after: int = 0
+
+    def tails(self) -> "Piece":
+        """The last tokens of each text, in arrays of their own."""
+        tails = np.cumsum([0, *np.minimum(np.diff(self.starts), TAIL)])
+        at = read_positions(self.starts, tails)
+        return Piece(tails, self.x[at], None if self.delta is None else self.delta[at], self.shift.copy())
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the rows read need while it goes backwards; `u`, `own`, `y` as in `Kernels.backward`.
+    """What is known of the rows that are read, while texts are gone through backwards.
 
-    `sums` (H, rows, C): weighted sums of the values' inputs, where values are made of them.
+    `x` before the layer, `g`, and `u`, `own`, `y` of `Kernels.backward`. `values` (rows, C): their own, where
+    they count; `sums` (rows, H, C): weighted sums of the values' inputs, where values are made of sums.
     """
 
     rows: Index
     x: Array
-    own_values: Array | None
-    u: Array
     g: Array
+    u: Array
     own: Array
     y: Array
-    sums: Array
+    values: Array | None
+    sums: Array | None
 
 
 class Block:
@@ -106,33 +115,29 @@ class Block:
         return self._channel_mixing(ws, rows, x, delta, ffn_shift, reads_all)
 
     def ends(
-        self, ws: Workspace, pieces: Iterable[Piece], state: LayerState | None
+        self, ws: Workspace, tails: Piece, pieces: Iterable[Piece], state: LayerState | None
     ) -> tuple[Array, Array | None]:
         """x and delta (n, C) after the layer at the texts' ends; `state` is the one before the texts, and is lost.
 
-        `pieces`: the texts, or one text in pieces from its end to its beginning, whose arrays may be in the same
-        memory.
+        `tails`: the last TAIL tokens of the texts, or all if they have fewer. `pieces`: some texts, or a part of
+        one text in which case its last piece comes first; their arrays may be in the same memory.
         """
-        kernels, reading = self._kernels, None
+        kernels, reading = self._kernels, self._begin_reading(ws, tails)
         for piece in pieces:
-            streams = self._shifted(ws, piece)
-            products = self._products(ws, streams, with_values=not self._sums_inputs)
-            if reading is None:
-                reading = self._begin_reading(ws, piece, streams, products)
-            self._read_back(piece, products, streams["v"], reading)
-        assert reading is not None, "no pieces"
-        rows, y = reading.rows, reading.y
-        if self._sums_inputs:
-            by_head = np.empty((*reading.sums.shape[:2], self._config.head_size), np.float32)
-            kernels.matmul(reading.sums, self._layer.value, by_head)
+            self._read_back(ws, piece, reading)
+        y = reading.y
+        if reading.sums is not None:
+            by_head = np.empty((self._config.n_head, len(y), self._config.head_size), np.float32)
+            sums = np.ascontiguousarray(reading.sums.transpose(1, 0, 2))
+            kernels.matmul(sums, self._layer.value, by_head)
             y = np.ascontiguousarray(by_head.transpose(1, 0, 2)).reshape(y.shape)
         if state is not None:
-            kernels.read_state(rows, state[1], reading.u, y)
+            kernels.read_state(reading.rows, state[1], reading.u, y)
         out = ws.out[: len(y)]
-        kernels.close(self._layer.gates, y, reading.own, reading.own_values, reading.g, out)
+        kernels.close(self._layer.gates, y, reading.own, reading.values, reading.g, out)
         delta = kernels.matmul(out, self._layer.output, ws.delta[: len(out)])
         ffn_shift = None if state is None else state[2]
-        return self._channel_mixing(ws, rows, reading.x, delta, ffn_shift, reads_all=False)
+        return self._channel_mixing(ws, reading.rows, reading.x, delta, ffn_shift, reads_all=False)
 
     def shift_after(self, x: Array) -> Array:
         """What token shift finds (n, C) after tokens of which the layer reads x (n, C)."""
@@ -140,33 +145,40 @@ class Block:
         self._kernels.norm(x, None, self._layer.ln1, normed)
         return normed
 
-    def _begin_reading(self, ws: Workspace, piece: Piece, streams: Streams, products: Products) -> _Reading:
-        rows = self._end_rows(piece.starts)
-        at = read_positions(piece.starts, rows)
-        u, g = self._queries(ws, streams, at)
-        values = None
-        if self._layer.own_values:
-            values = np.empty_like(u)
-            if products.v is None:
-                self._kernels.matmul(streams["v"][at], self._layer.value, values)
-            else:
-                values[:] = products.v[at]
-        H = self._config.n_head
-        sums = np.zeros((H, *u.shape) if self._sums_inputs else 0, np.float32)
-        own = np.empty((len(u), H), np.float32)
-        return _Reading(rows, piece.x[at], values, u, g, own, np.zeros_like(u), sums)
+    def _begin_reading(self, ws: Workspace, tails: Piece) -> _Reading:
+        rows, H = self._end_rows(tails.starts), self._config.n_head
+        at = read_positions(tails.starts, rows)
+        u, g = self._queries(ws, self._shifted(ws, tails), at)
+        return _Reading(
+            rows, tails.x[at], g, u,
+            own=np.empty((len(u), H), np.float32),
+            y=np.zeros_like(u),
+            values=np.empty_like(u) if self._layer.own_values else None,
+            sums=np.zeros((len(u), H, u.shape[1]), np.float32) if self._sums_inputs else None,
+        )  # fmt: skip
 
-    def _read_back(self, piece: Piece, products: Products, x: Array, reading: _Reading) -> None:
-        """One piece, with `x` (T, C) as the values' input."""
-        kernels, gates, rows = self._kernels, self._layer.gates, reading.rows
-        if not self._sums_inputs:
-            kernels.backward(
-                piece.starts, rows, gates, products, piece.after, reading.u, reading.own, reading.y
-            )
+    def _read_back(self, ws: Workspace, piece: Piece, reading: _Reading) -> None:
+        """One piece: what its tokens add to the rows that are read."""
+        kernels, gates, starts = self._kernels, self._layer.gates, piece.starts
+        streams = self._shifted(ws, piece)
+        products = self._products(ws, streams, with_values=reading.sums is None)
+        rows = reading.rows[piece.first : piece.first + len(starts)]
+        here, rows = slice(rows[0], rows[-1]), rows - rows[0]
+        u, own, y = reading.u[here], reading.own[here], reading.y[here]
+        if reading.values is not None and not piece.after:
+            reading.values[here] = self._values_at(streams, products, read_positions(starts, rows))
+        if reading.sums is None:
+            kernels.backward(starts, rows, gates, products, piece.after, u, own, y)
             return
-        weights = np.zeros((np.diff(rows).max(), self._config.n_head, len(x)), np.float32)
-        kernels.backward(piece.starts, rows, gates, products, piece.after, reading.u, reading.own, weights)
-        kernels.weighted_sums(piece.starts, rows, weights, x, reading.sums)
+        weights = np.zeros((np.diff(rows).max(), own.shape[1], len(piece.x)), np.float32)
+        kernels.backward(starts, rows, gates, products, piece.after, u, own, weights)
+        kernels.weighted_sums(starts, rows, weights, streams["v"], reading.sums[here])
+
+    def _values_at(self, streams: Streams, products: Products, at: Index) -> Array:
+        if products.v is not None:
+            return products.v[at]
+        x = streams["v"][at]
+        return self._kernels.matmul(x, self._layer.value, np.empty_like(x))
 
     def _end_rows(self, starts: Index) -> Index:
         """Rows of the texts' last positions: two where channel mixing looks at the one before the last."""

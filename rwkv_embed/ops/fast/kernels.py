@@ -142,7 +142,7 @@ class Kernels(Protocol):
         """y (rows, C) += S u, `state` (n, H, N, N)."""
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
-        """sums (H, rows, C) += for each row read the sum over its text of x_t (C,) times the weights of t.
+        """sums (rows, H, C) += for each row read the sum over its text of x_t (C,) times the weights of t.
 
         x (T, C); weights (rows of a text, H, T) are those of `backward`.
         """
@@ -302,7 +302,7 @@ class CompiledKernels:
         self._read_state(len(state), _at(row_starts), *state.shape[1:3], _at(state), _at(u), _at(y))
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
-        n, (H, _, C) = len(starts) - 1, sums.shape
+        n, (_, H, C) = len(starts) - 1, sums.shape
         self._weighted_sums(n, _at(starts), _at(row_starts), H, C, _at(weights), _at(x), _at(sums))
 
     def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
@@ -421,8 +421,7 @@ class NumpyKernels:
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
         for begin, end, first, last in zip(starts, starts[1:], row_starts, row_starts[1:], strict=False):
-            own = weights[: last - first, :, begin:end].transpose(1, 0, 2)
-            sums[:, first:last] += own @ x[begin:end]
+            sums[first:last] += weights[: last - first, :, begin:end] @ x[begin:end]
 
     def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
         heads = (len(y), -1, self._head_size)

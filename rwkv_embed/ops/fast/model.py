@@ -14,17 +14,19 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError, TokenizerError
-from rwkv_embed.ops.fast.block import Block, LayerState, Piece, Workspace, flops_per_token
+from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops_per_token
 from rwkv_embed.ops.fast.kernels import Array, Index, Kernels, load_kernels
 from rwkv_embed.ops.fast.weights import Tensors, build_weights, read_safetensors
 
 TOKEN_BUDGET = 256  # tokens a batch: buffers stay near the cache, products are long enough for full speed
+LARGE_BATCH = 16  # budgets a batch where tokens are read in pieces and only texts' ends together
 _SMALLEST_BATCH = 32  # below this many tokens a second thread costs more than it brings
 
 # Per layer: time mixing's shift (C,), wkv (H, N, N), channel mixing's shift (C,); the order of PyPI `rwkv`.
@@ -87,7 +89,7 @@ class FastRWKV7:
         TokenizerError for an unknown token, StateError for a state of another shape, ValueError for a text
         without tokens.
         """
-        texts = [self._tokens(text, i) for i, text in enumerate(batch)]
+        texts = self._tokens(batch)
         given = None if states is None else self._checked_states(states, len(texts))
         outputs: list[Array] = [np.empty(0, np.float32)] * len(texts)
         ends: list[State] = [[] for _ in texts]
@@ -98,7 +100,11 @@ class FastRWKV7:
             for i, row, end in zip(texts_of_batch, rows, after, strict=True):
                 outputs[i], ends[i] = row, end
 
-        batches = _pack([len(text) for text in texts], self._budget, self.threads)
+        backwards = len(self._blocks) == 1 and not (full_output or return_states)
+        room = (
+            (LARGE_BATCH * self._budget, self._budget // TAIL) if backwards else (self._budget, self._budget)
+        )
+        batches = _pack([len(text) for text in texts], *room, self.threads)
         if self.threads == 1 or len(batches) == 1:
             for texts_of_batch in batches:
                 run(texts_of_batch)
@@ -120,10 +126,10 @@ class FastRWKV7:
         except IndexError:
             workspace = Workspace(self.config, self._budget)
         state = self._stack(begin, len(texts)) if keep or begin is not None else None
-        if max(map(len, texts)) <= self._budget:
+        if len(self._blocks) == 1 and not (full or keep):
+            rows = list(self._ends(workspace, texts, state))
+        elif max(map(len, texts)) <= self._budget:
             rows = self._forward(workspace, texts, state, full, keep)
-        elif len(self._blocks) == 1 and not (full or keep):
-            rows = self._long_end(workspace, texts[0], state)
         else:
             (text,) = texts
             state = state or self._stack(None, 1)
@@ -153,26 +159,36 @@ class FastRWKV7:
         if full or keep:
             x, delta = block.forward(ws, starts, x, delta, of_layer, reads_all=full)
         else:
-            shift = of_layer[0] if of_layer else ws.zeros(len(texts))
-            x, delta = block.ends(ws, [Piece(starts, x, delta, shift)], of_layer)
+            piece = Piece(starts, x, delta, of_layer[0] if of_layer else ws.zeros(len(texts)))
+            x, delta = block.ends(ws, piece.tails(), [piece], of_layer)
         hidden = self._normed(x, delta)
         return np.split(hidden, starts[1:-1]) if full else list(hidden)
 
-    def _long_end(self, ws: Workspace, text: Index, state: State | None) -> list[Array]:
-        """The hidden state after a long text of a model with one layer: it is read from its end, in pieces."""
+    def _ends(self, ws: Workspace, texts: list[Index], state: State | None) -> Array:
+        """Hidden states (n, C) after texts of a model with one layer: many ends together, tokens in pieces."""
         (block,) = self._blocks
+        shift = state[0] if state else ws.zeros(len(texts))
+        lengths = list(map(len, texts))
+
+        def piece(texts: list[Index], shift: Array, first: int = 0, after: int = 0) -> Piece:
+            starts = np.cumsum([0, *map(len, texts)])
+            return Piece(starts, self._embed(ws, np.concatenate(texts)), None, shift, first, after)
 
         def pieces() -> Iterator[Piece]:
-            for end in range(len(text), 0, -self._budget):
-                start = max(0, end - self._budget)
-                if start:
-                    shift = block.shift_after(self._embed(ws, text[start - 1 : start]))
-                else:
-                    shift = state[0] if state else ws.zeros(1)
-                x = self._embed(ws, text[start:end])
-                yield Piece(np.array([0, end - start]), x, None, shift, len(text) - end)
+            for some in _pack(lengths, self._budget, self._budget, threads=1):
+                first, last = some[0], some[-1] + 1
+                if sum(lengths[first:last]) <= self._budget:
+                    yield piece(texts[first:last], shift[first:last], first)
+                    continue
+                for end in range(lengths[first], 0, -self._budget):
+                    start = max(0, end - self._budget)
+                    before = shift[first:last]
+                    if start:
+                        before = block.shift_after(self._embed(ws, texts[first][start - 1 : start]))
+                    yield piece([texts[first][start:end]], before, first, lengths[first] - end)
 
-        return list(self._normed(*block.ends(ws, pieces(), state)))
+        tails = piece([text[-TAIL:] for text in texts], shift.copy())
+        return self._normed(*block.ends(ws, tails, pieces(), state))
 
     def _embed(self, ws: Workspace, tokens: Index) -> Array:
         """What the first layer reads (T, C), in `ws.x`."""
@@ -186,17 +202,23 @@ class FastRWKV7:
         self.kernels.norm(x, delta, self._ln_out, out)
         return out
 
-    def _tokens(self, text: Sequence[int], i: int) -> Index:
-        tokens = np.asarray(text, np.int64)
-        if tokens.ndim != 1 or not len(tokens):
-            raise ValueError(f"text {i} of the batch has no tokens; give at least its end-of-text token")
-        low, high = tokens.min(), tokens.max()
-        if low < 0 or high >= self.config.vocab_size:
-            raise TokenizerError(
-                f"text {i} of the batch has the token {low if low < 0 else high}, outside the vocabulary of "
-                f"{self.config.vocab_size}; encode it with this model's tokenizer"
-            )
-        return tokens
+    def _tokens(self, batch: Sequence[Sequence[int]]) -> list[Index]:
+        texts = [np.asarray(text, np.int64) for text in batch]
+        for i, tokens in enumerate(texts):
+            if tokens.ndim != 1 or not len(tokens):
+                raise ValueError(f"text {i} of the batch has no tokens; give at least its end-of-text token")
+        together = np.concatenate(texts) if texts else np.empty(0, np.int64)
+        if ((together < 0) | (together >= self.config.vocab_size)).any():
+            self._refuse_unknown(texts)
+        return texts
+
+    def _refuse_unknown(self, texts: list[Index]) -> NoReturn:
+        V = self.config.vocab_size
+        i, token = next((i, t) for i, text in enumerate(texts) for t in text.tolist() if not 0 <= t < V)
+        raise TokenizerError(
+            f"text {i} of the batch has the token {token}, outside the vocabulary of {V}; encode it with this "
+            "model's tokenizer"
+        )
 
     def _checked_states(self, states: Sequence[Sequence[ArrayLike]], n: int) -> list[State]:
         if len(states) != n:
@@ -221,14 +243,17 @@ def _of_layer(state: State | None, i: int) -> LayerState | None:
     return None if state is None else state[3 * i : 3 * i + 3]
 
 
-def _pack(lengths: list[int], budget: int, threads: int) -> list[list[int]]:
-    """Texts into batches of at most `budget` tokens, one or more a thread; a longer text is alone."""
+def _pack(lengths: list[int], budget: int, most: int, threads: int) -> list[list[int]]:
+    """Texts into batches of at most `budget` tokens and `most` texts, one or more a thread.
+
+    A longer text is alone.
+    """
     share = max(_SMALLEST_BATCH, -(-sum(lengths) // threads))
     budget = min(budget, share)
     batches: list[list[int]] = []
     room = 0
     for i, length in enumerate(lengths):
-        if length > room or not batches:
+        if length > room or not batches or len(batches[-1]) == most:
             batches.append([])
             room = budget
         batches[-1].append(i)
