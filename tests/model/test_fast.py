@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
+from rwkv_embed.hub import resolve
 from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.ops.fast.kernels import Gates, Norm, NumpyKernels, Products, load_kernels
 from rwkv_embed.ops.fast.model import _pack
+from rwkv_embed.ops.fast.weights import read_safetensors
 from rwkv_embed.packing import pack_int4, unpack_int4
 
 TOLERANCE = 1e-4
@@ -330,10 +333,24 @@ def variants():
     }
 
 
+VARIANTS = variants()
+
+
+@cache
+def reference_ends(variant):
+    """For each of TEXTS the last hidden state, and that of another text read on from there."""
+    ends = []
+    for text, other in zip(TEXTS, TEXTS[::-1], strict=True):
+        rows, state = reference(VARIANTS[variant], text)
+        ends.append((rows[-1], reference(VARIANTS[variant], other, state)[0][-1]))
+    return ends
+
+
 @pytest.mark.parametrize("kernels", ["c", "numpy"])
-@pytest.mark.parametrize("tensors", variants().values(), ids=variants().keys())
-def test_ends_of_texts_are_the_references(tensors, kernels):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ends_of_texts_are_the_references(variant, kernels):
     """Without states after them, from nothing and from a state; texts of one to three pieces."""
+    tensors = VARIANTS[variant]
     model = FastRWKV7(tensors, token_budget=32)
     if kernels == "numpy":
         model = FastRWKV7(tensors, token_budget=32, kernels=NumpyKernels(model.config.head_size))
@@ -341,14 +358,28 @@ def test_ends_of_texts_are_the_references(tensors, kernels):
     assert none is None
     kept, states = model.hidden(TEXTS)
     resumed, _ = model.hidden(TEXTS[::-1], states, return_states=False)
-    for i, text in enumerate(TEXTS):
-        expected, state = reference(tensors, text)
-        np.testing.assert_allclose(hidden[i], expected[-1], atol=2e-5)
+    for i, (expected, after) in enumerate(reference_ends(variant)):
+        np.testing.assert_allclose(hidden[i], expected, atol=2e-5)
         np.testing.assert_allclose(hidden[i], kept[i], atol=1e-5)
-        after, _ = reference(tensors, TEXTS[::-1][i], state)
-        np.testing.assert_allclose(resumed[i], after[-1], atol=TOLERANCE)
+        np.testing.assert_allclose(resumed[i], after, atol=TOLERANCE)
     for state, array in zip(states[0], model.zero_state(), strict=True):
         assert state.shape == array.shape
+
+
+def test_the_bundled_model_is_the_reference():
+    """All that it switches off is skipped; hidden states of texts from one token to several pieces."""
+    stored = read_safetensors(resolve(None).weights)
+    tokens = np.random.default_rng(8).integers(0, 250_000, 600)
+    table = unpack_int4(stored["rwkv.emb.weight.int4"][tokens], stored["rwkv.emb.weight.scale"][tokens])
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("rwkv.emb.")}
+    tensors["rwkv.emb.weight"] = table
+    numbers = np.arange(600)
+    texts = [numbers[:1], numbers[:2], numbers[3:60], numbers]
+    hidden, _ = FastRWKV7(stored).hidden([tokens[text] for text in texts], return_states=False)
+    for text, row in zip(texts, hidden, strict=True):
+        expected = reference(tensors, text)[0][-1]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+        assert row @ expected / np.linalg.norm(row) / np.linalg.norm(expected) > 0.999999
 
 
 def test_skipped_parameters_leave_the_state_whole():
@@ -402,9 +433,15 @@ def test_flops_count_what_every_token_passes():
     block = 4 * C * C + 2 * C * ffn + 3 * 2 * C * lora  # and the v pair after the first layer
     last = 2 * C * C + 3 * 2 * C * lora
     assert build("numpy").flops_per_token == 2 * (block + (block + 2 * C * lora) + last)
-    one_layer = FastRWKV7(random_checkpoint(n_layer=1)).flops_per_token
-    assert one_layer == 2 * (C * C + 2 * 2 * C * lora)  # values are made of sums
-    assert FastRWKV7(simple_checkpoint()).flops_per_token == 2 * 2 * C  # keys look at two inputs
+    assert build("numpy").flops_per_text == 2 * (
+        2 * (2 * C * C + 2 * C * lora) + 2 * C * ffn
+    )  # two rows, one of ffn
+    one_layer = FastRWKV7(random_checkpoint(n_layer=1))
+    assert one_layer.flops_per_token == 2 * (C * C + 2 * 2 * C * lora)  # values are made of sums
+    assert one_layer.flops_per_text == 2 * (2 * (4 * C * C + 2 * C * lora) + 2 * C * ffn)
+    simple = FastRWKV7(simple_checkpoint())
+    assert simple.flops_per_token == 2 * 2 * C  # keys look at two inputs
+    assert simple.flops_per_text == 2 * (3 * C * C + 2 * C * lora)
 
 
 def test_bad_input_is_named(model):

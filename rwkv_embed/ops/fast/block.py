@@ -255,21 +255,29 @@ def _sigmoid(x: Array, out: Array) -> None:
     np.reciprocal(out, out=out)
 
 
-def flops_per_token(layers: Sequence[Layer], config: ModelConfig) -> int:
-    """2 x the matrix parameters that each token passes through on the way to a text's vector.
+def flops(layers: Sequence[Layer], config: ModelConfig) -> tuple[int, int]:
+    """2 x the matrix parameters that a token, and besides that a text's end, passes through to a vector.
 
-    Left out: what only a text's end passes through (of the last layer all but keys, decays, rates and values; the
-    values too when they are made of a weighted sum), and parameters that are skipped because they change nothing.
+    In the last layer a token passes through keys, decays, rates and, unless they are made of a weighted sum,
+    values. Parameters that are skipped because they change nothing do not count.
     """
-    total = 0
-    for i, layer in enumerate(layers):
-        pairs = [layer.w, layer.a, layer.v]
-        total += layer.key.size
-        if i + 1 < len(layers):
-            pairs.append(layer.g)
-            total += layer.receptance.size + layer.value.size + layer.output.size
-            total += 0 if layer.ffn is None else layer.ffn.key.size + layer.ffn.value.size
-        elif i > 0 or config.head_size % PANEL:
-            total += layer.value.size
-        total += sum(pair.width * (len(pair.down) + pair.up.shape[1]) for pair in pairs if pair is not None)
-    return 2 * total
+    *earlier, last = layers
+    by_token = sum(
+        layer.receptance.size + layer.value.size + layer.output.size + layer.g.size + _ffn_size(layer)
+        for layer in earlier
+    )
+    by_token += sum(
+        layer.key.size + sum(pair.size for pair in (layer.w, layer.a, layer.v) if pair is not None)
+        for layer in layers
+    )
+    by_row = last.receptance.size + last.g.size + last.output.size
+    if len(layers) == 1 and config.head_size % PANEL == 0:
+        by_row += last.value.size * (2 if last.own_values else 1)
+    else:
+        by_token += last.value.size
+    rows = 2 if last.ffn is not None and last.ffn.shifts else 1
+    return 2 * by_token, 2 * (rows * by_row + _ffn_size(last))
+
+
+def _ffn_size(layer: Layer) -> int:
+    return 0 if layer.ffn is None else int(layer.ffn.key.size + layer.ffn.value.size)

@@ -84,7 +84,7 @@ class Kernels(Protocol):
         """out (T, C) = rows `tokens` of a table in four bits (see packing.py)."""
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
-        """x += delta; out = layer_norm(x); all (rows, C)."""
+        """x += delta; out = layer_norm(x); all (rows, C); out may be x."""
 
     def norm_shift(
         self, starts: Index, x: Array, delta: Array | None, norm: Norm, mix: Array, shift: Array, out: Array

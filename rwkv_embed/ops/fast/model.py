@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError, TokenizerError
-from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops_per_token
+from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops
 from rwkv_embed.ops.fast.kernels import Array, Index, Kernels, load_kernels
 from rwkv_embed.ops.fast.weights import Tensors, build_weights, read_safetensors
 
@@ -48,6 +48,8 @@ class FastRWKV7:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
         `threads` (default: the processors this process may use) are busy only inside a call.
+        `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
+        besides, passes through when no state is asked for.
         """
         weights = build_weights(tensors)
         self.config = weights.config
@@ -55,7 +57,7 @@ class FastRWKV7:
             raise ValueError(f"the configuration says {config} but the tensors are of {self.config}")
         self.kernels = kernels or load_kernels(self.config)
         self.threads = (threads or _processors()) if self.kernels.releases_gil else 1
-        self.flops_per_token = flops_per_token(weights.layers, self.config)
+        self.flops_per_token, self.flops_per_text = flops(weights.layers, self.config)
         self._table, self._ln0, self._ln_out = weights.table, weights.ln0, weights.ln_out
         self._blocks = [
             Block(layer, self.kernels, self.config, i == 0) for i, layer in enumerate(weights.layers)
@@ -192,9 +194,9 @@ class FastRWKV7:
 
     def _embed(self, ws: Workspace, tokens: Index) -> Array:
         """What the first layer reads (T, C), in `ws.x`."""
-        x, rows = ws.x[: len(tokens)], ws.delta[: len(tokens)]
-        self._table.rows(tokens, self.kernels, out=rows)
-        self.kernels.norm(rows, None, self._ln0, x)
+        x = ws.x[: len(tokens)]
+        self._table.rows(tokens, self.kernels, out=x)
+        self.kernels.norm(x, None, self._ln0, x)
         return x
 
     def _normed(self, x: Array, delta: Array | None) -> Array:

@@ -78,6 +78,11 @@ class LowRank:
     up: Any
     width: int
 
+    @property
+    def size(self) -> int:
+        """Parameters, without the zeros; before packing."""
+        return self.width * (len(self.down) + int(self.up.shape[1]))
+
     def packed(self, kernels: Kernels) -> "LowRank":
         return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
 
