@@ -120,6 +120,42 @@ CONFIG = FastRWKV7(TENSORS).config
 TEXTS = [list(np.random.default_rng(n).integers(0, 50, n)) for n in (1, 2, 3, 31, 32, 33, 70, 5)]
 
 
+def simple_checkpoint(**sizes):
+    """One layer in which much is switched off, as in the bundled model: shifts, networks, keys, channel mixing."""
+    tensors = random_checkpoint(5, n_layer=1, prefix="", **sizes)
+    for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w2", "a2", "r_k"):
+        tensors[f"blocks.0.att.{name}"] = np.zeros_like(tensors[f"blocks.0.att.{name}"])
+    tensors["blocks.0.att.key.weight"][:, :-2] = 0
+    tensors["blocks.0.ffn.value.weight"] = np.zeros_like(tensors["blocks.0.ffn.value.weight"])
+    return tensors
+
+
+def variants():
+    """Checkpoints that take every way to the end of a text."""
+    deep = dict(TENSORS)
+    deep["rwkv.blocks.2.att.v2"] = np.zeros_like(deep["rwkv.blocks.2.att.v2"])
+    deep["rwkv.blocks.1.ffn.key.weight"] = np.zeros_like(deep["rwkv.blocks.1.ffn.key.weight"])
+    shifting = simple_checkpoint() | {
+        name: tensor
+        for name, tensor in random_checkpoint(6, n_layer=1, prefix="").items()
+        if name.endswith(("att.x_k", "att.x_v", "att.r_k"))
+    }
+    one_layer = random_checkpoint(7, n_layer=1)
+    unshifted = one_layer | {"rwkv.blocks.0.ffn.x_k": np.zeros_like(one_layer["rwkv.blocks.0.ffn.x_k"])}
+    return {
+        "three layers": TENSORS,
+        "three layers, zeros": deep,
+        "one layer": one_layer,
+        "one layer, channel mixing without shift": unshifted,
+        "simple": simple_checkpoint(),
+        "simple, shifting": shifting,
+        "simple, heads of 40": simple_checkpoint(head_size=40),
+    }
+
+
+VARIANTS = variants()
+
+
 @pytest.fixture(params=["c", "numpy"])
 def model(request):
     return build(request.param)
@@ -276,13 +312,15 @@ def test_matrices_side_by_side(kernels):
     np.testing.assert_allclose(product, expected, atol=1e-4)
 
 
-def test_a_vector_does_not_depend_on_its_neighbours():
-    model = build("c")
-    together, _ = model.hidden(TEXTS)
-    backwards, _ = model.hidden(TEXTS[::-1])
-    alone = np.concatenate([model.hidden([text])[0] for text in TEXTS])
-    np.testing.assert_array_equal(together, backwards[::-1])
-    np.testing.assert_array_equal(together, alone)
+@pytest.mark.parametrize("variant", ["three layers", "simple, shifting"])
+def test_a_vector_does_not_depend_on_its_neighbours(variant):
+    model = build("c", VARIANTS[variant])
+    for options in ({}, {"return_states": False}):
+        together, _ = model.hidden(TEXTS, **options)
+        backwards, _ = model.hidden(TEXTS[::-1], **options)
+        alone = np.concatenate([model.hidden([text], **options)[0] for text in TEXTS])
+        np.testing.assert_array_equal(together, backwards[::-1])
+        np.testing.assert_array_equal(together, alone)
 
 
 @settings(max_examples=25, deadline=None)
@@ -298,42 +336,6 @@ def test_split_anywhere_and_resume(tokens, data):
     for array, wanted, given_array, kept in zip(resumed_end, end, first[0], before, strict=True):
         np.testing.assert_allclose(array, wanted, atol=TOLERANCE)
         np.testing.assert_array_equal(given_array, kept)  # a state is a value
-
-
-def simple_checkpoint(**sizes):
-    """One layer in which much is switched off, as in the bundled model: shifts, networks, keys, channel mixing."""
-    tensors = random_checkpoint(5, n_layer=1, prefix="", **sizes)
-    for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w2", "a2", "r_k"):
-        tensors[f"blocks.0.att.{name}"] = np.zeros_like(tensors[f"blocks.0.att.{name}"])
-    tensors["blocks.0.att.key.weight"][:, :-2] = 0
-    tensors["blocks.0.ffn.value.weight"] = np.zeros_like(tensors["blocks.0.ffn.value.weight"])
-    return tensors
-
-
-def variants():
-    """Checkpoints that take every way to the end of a text."""
-    deep = dict(TENSORS)
-    deep["rwkv.blocks.2.att.v2"] = np.zeros_like(deep["rwkv.blocks.2.att.v2"])
-    deep["rwkv.blocks.1.ffn.key.weight"] = np.zeros_like(deep["rwkv.blocks.1.ffn.key.weight"])
-    shifting = simple_checkpoint() | {
-        name: tensor
-        for name, tensor in random_checkpoint(6, n_layer=1, prefix="").items()
-        if name.endswith(("att.x_k", "att.x_v", "att.r_k"))
-    }
-    one_layer = random_checkpoint(7, n_layer=1)
-    unshifted = one_layer | {"rwkv.blocks.0.ffn.x_k": np.zeros_like(one_layer["rwkv.blocks.0.ffn.x_k"])}
-    return {
-        "three layers": TENSORS,
-        "three layers, zeros": deep,
-        "one layer": one_layer,
-        "one layer, channel mixing without shift": unshifted,
-        "simple": simple_checkpoint(),
-        "simple, shifting": shifting,
-        "simple, heads of 40": simple_checkpoint(head_size=40),
-    }
-
-
-VARIANTS = variants()
 
 
 @cache

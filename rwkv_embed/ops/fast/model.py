@@ -62,7 +62,7 @@ class FastRWKV7:
         self._blocks = [
             Block(layer, self.kernels, self.config, i == 0) for i, layer in enumerate(weights.layers)
         ]
-        self._budget = token_budget
+        self._budget = max(token_budget, TAIL)
         self._idle: list[Workspace] = []  # list.pop and list.append are atomic: no lock
 
     @classmethod
