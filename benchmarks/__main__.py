@@ -83,6 +83,9 @@ def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) ->
     engine = FastRWKV7.from_file(resolve(None).weights, threads=threads)
     peak = measure.matrix_peak()
     tokens_per_second = texts_per_second["ours"] * sum(map(len, default_tokens(texts))) / len(texts)
+    flops_per_second = (
+        tokens_per_second * engine.flops_per_token + texts_per_second["ours"] * engine.flops_per_text
+    )
     large = field.attempt("rwkv, 12 x 768", partial(measure.large_shape, threads)) if only is None else None
     _report("large shape")
     return {
@@ -99,8 +102,9 @@ def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) ->
         "kernels": engine.kernels.name,
         "tokens_per_second": tokens_per_second,
         "flops_per_token": engine.flops_per_token,
+        "flops_per_text": engine.flops_per_text,
         "peak_gflops": peak / 1e9,
-        "fraction_of_peak": tokens_per_second * engine.flops_per_token / peak,
+        "fraction_of_peak": flops_per_second / peak,
         "cost_by_length": {CURVES[name]: curve for name, curve in curves.items() if curve},
         "memory_growth_mb": measure.memory_growth(ours),
         "large_shape": large or {},

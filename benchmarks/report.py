@@ -16,8 +16,9 @@ def markdown(results: dict) -> str:
         *(_row(row, ours["texts_per_second"]) for row in (ours, *others)),
         "",
         f"Ours, with the kernels in {results['kernels']}: {results['tokens_per_second']:.0f} tokens/s, "
-        f"{results['flops_per_token'] / 1e6:.1f} MFLOP each: {results['fraction_of_peak']:.0%} of BLAS's "
-        f"{results['peak_gflops']:.0f} GFLOP/s here, tokenizer and all.",
+        f"{results['flops_per_token'] / 1e6:.3f} MFLOP of matrix products each and "
+        f"{results['flops_per_text'] / 1e6:.2f} at a text's end: {results['fraction_of_peak']:.0%} of BLAS's "
+        f"{results['peak_gflops']:.0f} GFLOP/s here. The rest is the tokenizer and work that is no product.",
         "",
         *_length_lines(results),
         *_large_lines(results["large_shape"]),

@@ -121,7 +121,8 @@ def describe(path: str | Path) -> ModelInfo:
 class Engine:
     """How a checkpoint runs here. `precision`: its matrices as stored; arithmetic is float32.
 
-    `flops_per_token`: 2 x the matrix parameters that each token passes through.
+    `flops_per_token`: 2 x the matrix parameters that each token passes through on the way to a vector; what only a
+    text's end does is left out.
     """
 
     backend: Literal["c kernels", "numpy", "torch"]

@@ -18,7 +18,7 @@ from rwkv_embed.errors import StateError
 
 Floats = NDArray[np.float32]
 
-WINDOW = 16_384  # tokens given to the model at once; what is longer is read in windows, at constant memory
+WINDOW = 16_384  # tokens whose hidden states are asked for at once; sums of longer texts are made in windows
 FORMAT = "rwkv-embed reading 1"
 
 
@@ -50,8 +50,9 @@ def go_on(
     """
     results = list(readings)
     longest = max(map(len, batch), default=0)
-    for start in range(0, longest, WINDOW):
-        parts = [tokens[start : start + WINDOW] for tokens in batch]
+    window = WINDOW if sums else max(1, longest)  # a model reads to the end of a text in constant memory
+    for start in range(0, longest, window):
+        parts = [tokens[start : start + window] for tokens in batch]
         rows = [row for row, part in enumerate(parts) if part]
         # A model takes states for all rows of a batch or for none.
         for group in (
@@ -59,7 +60,7 @@ def go_on(
             [r for r in rows if results[r].state is not None],
         ):
             if group:
-                wanted = keep or start + WINDOW < longest
+                wanted = keep or start + window < longest
                 continued = _step(
                     backend, [results[r] for r in group], [parts[r] for r in group], sums, wanted
                 )

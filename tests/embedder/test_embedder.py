@@ -119,7 +119,7 @@ def test_long_texts_are_read_in_windows(monkeypatch: pytest.MonkeyPatch) -> None
     for pooling, expected in whole.items():
         backend = NumpyBackend()
         np.testing.assert_allclose(Embedder(backend, pooling=pooling).encode(texts), expected, atol=1e-6)
-        assert backend.longest_call == 4
+        assert backend.longest_call == (4 if pooling == "mean" else 22)  # states need no windows
 
 
 def test_prompts(embedder: Embedder) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
+from rwkv_embed.hub import resolve
 from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.ops.fast.kernels import Gates, Norm, NumpyKernels, Products, load_kernels
 from rwkv_embed.ops.fast.model import _pack
+from rwkv_embed.ops.fast.weights import read_safetensors
+from rwkv_embed.packing import pack_int4, unpack_int4
 
 TOLERANCE = 1e-4
 
@@ -116,6 +120,42 @@ CONFIG = FastRWKV7(TENSORS).config
 TEXTS = [list(np.random.default_rng(n).integers(0, 50, n)) for n in (1, 2, 3, 31, 32, 33, 70, 5)]
 
 
+def simple_checkpoint(**sizes):
+    """One layer in which much is switched off, as in the bundled model: shifts, networks, keys, channel mixing."""
+    tensors = random_checkpoint(5, n_layer=1, prefix="", **sizes)
+    for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w2", "a2", "r_k"):
+        tensors[f"blocks.0.att.{name}"] = np.zeros_like(tensors[f"blocks.0.att.{name}"])
+    tensors["blocks.0.att.key.weight"][:, :-2] = 0
+    tensors["blocks.0.ffn.value.weight"] = np.zeros_like(tensors["blocks.0.ffn.value.weight"])
+    return tensors
+
+
+def variants():
+    """Checkpoints that take every way to the end of a text."""
+    deep = dict(TENSORS)
+    deep["rwkv.blocks.2.att.v2"] = np.zeros_like(deep["rwkv.blocks.2.att.v2"])
+    deep["rwkv.blocks.1.ffn.key.weight"] = np.zeros_like(deep["rwkv.blocks.1.ffn.key.weight"])
+    shifting = simple_checkpoint() | {
+        name: tensor
+        for name, tensor in random_checkpoint(6, n_layer=1, prefix="").items()
+        if name.endswith(("att.x_k", "att.x_v", "att.r_k"))
+    }
+    one_layer = random_checkpoint(7, n_layer=1)
+    unshifted = one_layer | {"rwkv.blocks.0.ffn.x_k": np.zeros_like(one_layer["rwkv.blocks.0.ffn.x_k"])}
+    return {
+        "three layers": TENSORS,
+        "three layers, zeros": deep,
+        "one layer": one_layer,
+        "one layer, channel mixing without shift": unshifted,
+        "simple": simple_checkpoint(),
+        "simple, shifting": shifting,
+        "simple, heads of 40": simple_checkpoint(head_size=40),
+    }
+
+
+VARIANTS = variants()
+
+
 @pytest.fixture(params=["c", "numpy"])
 def model(request):
     return build(request.param)
@@ -176,29 +216,79 @@ def operands():
         return rng.standard_normal(shape).astype(np.float32)
 
     C = 128
-    gates = Gates(*(normal(C) for _ in range(6)), Norm(normal(C), normal(C)))
+    gates = Gates(*(normal(C) for _ in range(5)), Norm(normal(C), normal(C)))
     T, M = 8, 5
     r, g = normal(M, C), normal(M, C)
-    products = Products(r, *(normal(T, C) for _ in range(4)), g, normal(T, C), normal(T, C))
-    return gates, products, normal(2, 2, 64, 64)
+    products = Products(*(normal(T, C) for _ in range(4)))
+    return gates, products, r, g, normal(2, 2, 64, 64)
 
 
-@pytest.mark.parametrize("first_layer", [True, False])
+STARTS, ROWS = np.array([0, 5, 8]), np.array([0, 2, 5])
+
+
+@pytest.mark.parametrize("constant", ["", "w", "a", "wa"])
 @pytest.mark.parametrize("with_state", [True, False])
-def test_compiled_recurrence_is_numpys(operands, with_state, first_layer):
-    gates, products, state = operands
-    if first_layer:
-        gates, products = replace(gates, v0=None), replace(products, v_gate=None, v_first=None)
-    starts, rows = np.array([0, 5, 8]), np.array([0, 2, 5])
+def test_compiled_recurrence_is_numpys(operands, with_state, constant):
+    gates, products, r, g, state = operands
+    products = replace(products, **dict.fromkeys(constant))
     results = []
     for kernels in (build("c").kernels, build("numpy").kernels):
         out, own = np.empty((5, 128), np.float32), state.copy() if with_state else None
-        kernels.wkv(starts, rows, gates, products, own, out)
+        kernels.wkv(STARTS, ROWS, kernels.pack_gates(gates), products, r, g, own, out)
         results.append((out, own))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=TOLERANCE)
     if with_state:
         np.testing.assert_allclose(results[0][1], results[1][1], atol=TOLERANCE)
         assert not np.allclose(results[0][1], state)
+
+
+@pytest.mark.parametrize("constant", ["", "w", "a", "wa"])
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_reading_backwards_is_the_recurrence(operands, kernels, constant):
+    """The sum over the text, from the weights of tokens, from a state, and in two pieces."""
+    gates, products, r, g, state = operands
+    products = replace(products, **dict.fromkeys(constant))
+    kernels = build(kernels).kernels
+    expected = np.empty_like(r)
+    build("numpy").kernels.wkv(STARTS, ROWS, gates, products, r, g, state.copy(), expected)
+
+    gates = kernels.pack_gates(gates)
+    u, own, y = r.copy(), np.empty((5, 2), np.float32), np.zeros_like(r)
+    kernels.backward(STARTS, ROWS, gates, products, 0, u, own, y)
+    kernels.read_state(ROWS, state, u, y)
+    v = products.v[np.array([3, 4, 5, 6, 7])]
+    out = np.empty_like(r)
+    kernels.close(gates, y, own, v, g, out)
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+
+    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((5, 2, 128), np.float32)
+    kernels.backward(STARTS, ROWS, gates, replace(products, v=None), 0, u, own, weights)
+    kernels.weighted_sums(STARTS, ROWS, weights, products.v, sums)
+    y = np.concatenate([sums[:, 0, :64], sums[:, 1, 64:]], axis=1)
+    kernels.read_state(ROWS, state, u, y)
+    kernels.close(gates, y, own, v, g, out)
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+
+    u, y = r[:2].copy(), np.zeros_like(r[:2])
+    for start, end in ((3, 5), (0, 3)):
+        piece = {name: getattr(products, name) for name in "wkva"}
+        cut = Products(**{name: None if x is None else x[start:end].copy() for name, x in piece.items()})
+        kernels.backward(np.array([0, end - start]), np.array([0, 2]), gates, cut, 5 - end, u, own, y)
+    kernels.read_state(np.array([0, 2]), state[:1], u, y)
+    kernels.close(gates, y, own[:2], v[:2], g[:2], out[:2])
+    np.testing.assert_allclose(out[:2], expected[:2], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_first_layers_values_are_mixed_in(kernels):
+    rng = np.random.default_rng(4)
+    gate, first, v = (rng.standard_normal((3, 128)).astype(np.float32) for _ in range(3))
+    v0 = rng.standard_normal(128).astype(np.float32)
+    for some_gate in (gate, None):
+        mixed = v.copy()
+        build(kernels).kernels.mix_values(v0, some_gate, first, mixed)
+        expected = v + (first - v) * _sigmoid(v0 + (0 if some_gate is None else gate))
+        np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [*range(1, 14), 25])
@@ -211,13 +301,26 @@ def test_compiled_product_is_numpys(rows, depth):
     np.testing.assert_allclose(product, x @ w, atol=1e-3)
 
 
-def test_a_vector_does_not_depend_on_its_neighbours():
-    model = build("c")
-    together, _ = model.hidden(TEXTS)
-    backwards, _ = model.hidden(TEXTS[::-1])
-    alone = np.concatenate([model.hidden([text])[0] for text in TEXTS])
-    np.testing.assert_array_equal(together, backwards[::-1])
-    np.testing.assert_array_equal(together, alone)
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+def test_matrices_side_by_side(kernels):
+    """A product for each x of a batch, as values of a head have."""
+    rng = np.random.default_rng(5)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 7, 48), (48, 3 * 32)))
+    kernels = build(kernels).kernels
+    product = kernels.matmul(x, kernels.pack(w), np.empty((3, 7, 32), np.float32))
+    expected = np.stack([x[i] @ w[:, 32 * i : 32 * i + 32] for i in range(3)])
+    np.testing.assert_allclose(product, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["three layers", "simple, shifting"])
+def test_a_vector_does_not_depend_on_its_neighbours(variant):
+    model = build("c", VARIANTS[variant])
+    for options in ({}, {"return_states": False}):
+        together, _ = model.hidden(TEXTS, **options)
+        backwards, _ = model.hidden(TEXTS[::-1], **options)
+        alone = np.concatenate([model.hidden([text], **options)[0] for text in TEXTS])
+        np.testing.assert_array_equal(together, backwards[::-1])
+        np.testing.assert_array_equal(together, alone)
 
 
 @settings(max_examples=25, deadline=None)
@@ -235,12 +338,58 @@ def test_split_anywhere_and_resume(tokens, data):
         np.testing.assert_array_equal(given_array, kept)  # a state is a value
 
 
-def test_states_are_optional(model):
-    with_states, states = model.hidden(TEXTS[:3])
-    without, none = model.hidden(TEXTS[:3], return_states=False)
+@cache
+def reference_ends(variant):
+    """For each of TEXTS the last hidden state, and that of another text read on from there."""
+    ends = []
+    for text, other in zip(TEXTS, TEXTS[::-1], strict=True):
+        rows, state = reference(VARIANTS[variant], text)
+        ends.append((rows[-1], reference(VARIANTS[variant], other, state)[0][-1]))
+    return ends
+
+
+@pytest.mark.parametrize("kernels", ["c", "numpy"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ends_of_texts_are_the_references(variant, kernels):
+    """Without states after them, from nothing and from a state; texts of one to three pieces."""
+    tensors = VARIANTS[variant]
+    model = FastRWKV7(tensors, token_budget=32)
+    if kernels == "numpy":
+        model = FastRWKV7(tensors, token_budget=32, kernels=NumpyKernels(model.config.head_size))
+    hidden, none = model.hidden(TEXTS, return_states=False)
     assert none is None
-    assert [array.shape for array in states[0]] == [array.shape for array in model.zero_state()]
-    np.testing.assert_array_equal(with_states, without)
+    kept, states = model.hidden(TEXTS)
+    resumed, _ = model.hidden(TEXTS[::-1], states, return_states=False)
+    for i, (expected, after) in enumerate(reference_ends(variant)):
+        np.testing.assert_allclose(hidden[i], expected, atol=2e-5)
+        np.testing.assert_allclose(hidden[i], kept[i], atol=1e-5)
+        np.testing.assert_allclose(resumed[i], after, atol=TOLERANCE)
+    for state, array in zip(states[0], model.zero_state(), strict=True):
+        assert state.shape == array.shape
+
+
+def test_the_bundled_model_is_the_reference():
+    """All that it switches off is skipped; hidden states of texts from one token to several pieces."""
+    stored = read_safetensors(resolve(None).weights)
+    tokens = np.random.default_rng(8).integers(0, 250_000, 600)
+    table = unpack_int4(stored["rwkv.emb.weight.int4"][tokens], stored["rwkv.emb.weight.scale"][tokens])
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("rwkv.emb.")}
+    tensors["rwkv.emb.weight"] = table
+    numbers = np.arange(600)
+    texts = [numbers[:1], numbers[:2], numbers[3:60], numbers]
+    hidden, _ = FastRWKV7(stored).hidden([tokens[text] for text in texts], return_states=False)
+    for text, row in zip(texts, hidden, strict=True):
+        expected = reference(tensors, text)[0][-1]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+        assert row @ expected / np.linalg.norm(row) / np.linalg.norm(expected) > 0.999999
+
+
+def test_skipped_parameters_leave_the_state_whole():
+    """What a simple model's state holds is what the reference's does, channel mixing's shift too."""
+    tensors = simple_checkpoint()
+    _, (state,) = FastRWKV7(tensors, token_budget=16).hidden([TEXTS[6]])
+    for array, expected in zip(state, reference(tensors, TEXTS[6])[1], strict=True):
+        np.testing.assert_allclose(array, expected, atol=1e-5)
 
 
 def test_nothing_in_nothing_out(model):
@@ -262,6 +411,15 @@ def test_packed_tables_are_read_row_by_row():
     np.testing.assert_array_equal(hidden, expected)
 
 
+def test_four_bit_tables_are_read_row_by_row(model):
+    tensors = dict(TENSORS)
+    packed, scale = pack_int4(tensors.pop("rwkv.emb.weight"))
+    tensors["rwkv.emb.weight.int4"], tensors["rwkv.emb.weight.scale"] = packed, scale
+    plain = {**TENSORS, "rwkv.emb.weight": unpack_int4(packed, scale)}
+    hidden, expected = (build(model.kernels.name, either).hidden(TEXTS)[0] for either in (tensors, plain))
+    np.testing.assert_array_equal(hidden, expected)
+
+
 def test_float16_files_give_the_reference_of_float16(tmp_path):
     from safetensors.numpy import save_file
 
@@ -277,6 +435,15 @@ def test_flops_count_what_every_token_passes():
     block = 4 * C * C + 2 * C * ffn + 3 * 2 * C * lora  # and the v pair after the first layer
     last = 2 * C * C + 3 * 2 * C * lora
     assert build("numpy").flops_per_token == 2 * (block + (block + 2 * C * lora) + last)
+    assert build("numpy").flops_per_text == 2 * (
+        2 * (2 * C * C + 2 * C * lora) + 2 * C * ffn
+    )  # two rows, one of ffn
+    one_layer = FastRWKV7(random_checkpoint(n_layer=1))
+    assert one_layer.flops_per_token == 2 * (C * C + 2 * 2 * C * lora)  # values are made of sums
+    assert one_layer.flops_per_text == 2 * (2 * (4 * C * C + 2 * C * lora) + 2 * C * ffn)
+    simple = FastRWKV7(simple_checkpoint())
+    assert simple.flops_per_token == 2 * 2 * C  # keys look at two inputs
+    assert simple.flops_per_text == 2 * (3 * C * C + 2 * C * lora)
 
 
 def test_bad_input_is_named(model):
@@ -313,12 +480,13 @@ def test_a_damaged_checkpoint_names_every_problem(tmp_path):
         FastRWKV7.from_file(tmp_path / "bad.safetensors")
 
 
-@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 4))
-def test_batches_hold_every_text_once_within_the_budget(lengths, threads):
-    batches = _pack(lengths, 64, threads)
+@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 20), st.integers(1, 4))
+def test_batches_hold_every_text_once_within_the_budget(lengths, most, threads):
+    batches = _pack(lengths, 64, most, threads)
     assert [i for batch in batches for i in batch] == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= 64
+        assert len(batch) <= most
 
 
 def test_importing_the_engine_does_not_import_torch():

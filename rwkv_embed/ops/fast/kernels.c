@@ -44,6 +44,7 @@
 
 /* LANES and PANEL floats, as GCC and Clang have them on every processor; memory need not be aligned, and may alias floats. */
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef float Wide __attribute__((vector_size(PANEL * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 /* e^x to about 2 units in the last place (Cephes' polynomial); written so that compilers vectorise it. */
@@ -79,16 +80,30 @@ INLINE float exp_small(float x) {
     return p * p;
 }
 
+INLINE float lanes_sum(Vector v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE void add_power(Vector *sum, const float *x, float m, int power) {
+    const Vector value = *(const Vector *)x - m;
+    if (power == 2) *sum += value * value;
+    else *sum += value;
+}
+
+/* Sum of (x - m)^power over n values, a multiple of LANES. Four chains of additions hide their latency. */
+INLINE float sum_of_powers(const float *x, int64_t n, float m, int power) {
+    Vector sums[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) add_power(sums + j, x + i + j * LANES, m, power);
+    for (; i < n; i += LANES) add_power(sums, x + i, m, power);
+    return lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 /* Mean and 1/sqrt(variance + eps) of n values; two passes, because one pass cancels. */
 INLINE void moments(const float *x, int64_t n, float eps, float *mean, float *scale) {
-    float sum = 0.0f, square = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += x[i];
-    const float m = sum / (float)n;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < n; i++) square += (x[i] - m) * (x[i] - m);
-    *mean = m;
-    *scale = 1.0f / sqrtf(square / (float)n + eps);
+    *mean = sum_of_powers(x, n, 0.0f, 1) / (float)n;
+    *scale = 1.0f / sqrtf(sum_of_powers(x, n, *mean, 2) / (float)n + eps);
 }
 
 INLINE void add_to(float *x, const float *delta, int64_t n) {
@@ -98,16 +113,17 @@ INLINE void add_to(float *x, const float *delta, int64_t n) {
 }
 
 /* out (rows, PANEL) = x (rows, K) @ panel (K, PANEL), or out += it: all sums stay in registers while k goes by.
+ * Rows of out, x and panel are N, stride and width floats apart; the next panel to be read begins `ahead` floats on.
  * Sums of a row do not depend on how many rows there are, so neither does a text's vector on its neighbours. */
 #define DEFINE_TILE(NAME, TYPE, PARTS)                                                                               \
     INLINE void NAME(const int rows, int64_t K, int64_t N, const float *x, int64_t stride, const float *panel,      \
-                     float *out, int add) {                                                                         \
+                     int64_t width, int64_t ahead, float *out, int add) {                                           \
         TYPE sum[PARTS == 1 ? 12 : 6][PARTS];                                                                       \
         for (int i = 0; i < rows; i++)                                                                              \
             for (int j = 0; j < PARTS; j++) sum[i][j] = add ? ((const TYPE *)(out + i * N))[j] : (TYPE){0};         \
         for (int64_t k = 0; k < K; k++) {                                                                           \
-            const TYPE *weights = (const TYPE *)(panel + k * PANEL);                                                \
-            PREFETCH(panel + (k + stride) * PANEL); /* the next panel: few rows would wait for memory */           \
+            const TYPE *weights = (const TYPE *)(panel + k * width);                                                \
+            PREFETCH(panel + k * width + ahead); /* few rows would wait for memory */                               \
             for (int i = 0; i < rows; i++)                                                                          \
                 for (int j = 0; j < PARTS; j++) sum[i][j] += x[i * stride + k] * weights[j];                        \
         }                                                                                                           \
@@ -133,7 +149,7 @@ DEFINE_TILE(wide_tile, Wide, 1) /* 12 sums of 16: the 32 registers of AVX-512 */
         }
 #define CASE(TILE, ROWS)                                                                                             \
     case ROWS:                                                                                                      \
-        TILE(ROWS, depth, N, from, K, panel, to, k > 0);                                                            \
+        TILE(ROWS, depth, N, from, K, panel, PANEL, K *PANEL, to, k > 0);                                           \
         break;
 #define SIX_CASES(TILE) CASE(TILE, 1) CASE(TILE, 2) CASE(TILE, 3) CASE(TILE, 4) CASE(TILE, 5) CASE(TILE, 6)
 #define TWELVE_CASES(TILE) \
@@ -150,15 +166,47 @@ FOR_EACH_CPU static void matmul(int64_t M, int64_t K, int64_t N, const float *x,
     MATMUL_LOOPS(tile, 6, SIX_CASES(tile))
 }
 
-/* out (M, N) = x (M, K) @ w (K, N); packed (N / PANEL, K, PANEL) is w. */
-EXPORT void rwkv_matmul(int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
+/* out (B, M, N) = x (B, M, K) @ w, B matrices (K, N); packed (B * N / PANEL, K, PANEL) is w. */
+EXPORT void rwkv_matmul(int64_t B, int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
+    for (; B > 0; B--, x += M * K, packed += K * N, out += M * N) {
 #ifdef CHOOSES_CPU
-    if (__builtin_cpu_supports("avx512f")) {
-        matmul_wide(M, K, N, x, packed, out);
-        return;
-    }
+        if (__builtin_cpu_supports("avx512f")) {
+            matmul_wide(M, K, N, x, packed, out);
+            continue;
+        }
 #endif
-    matmul(M, K, N, x, packed, out);
+        matmul(M, K, N, x, packed, out);
+    }
+}
+
+INLINE float half_to_float(uint16_t half) { /* infinities and NaNs are no scales */
+    const uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f; /* the difference of the exponents' zeros */
+    return half & 0x8000 ? -value : value;
+}
+
+/* out (T, C) = rows `tokens` of a table in four bits: packed (V, C / 2), float16 scale (V, C / 32); see packing.py. */
+EXPORT FOR_EACH_CPU void rwkv_unpack(int64_t T, int64_t C, const int64_t *tokens, const uint8_t *packed,
+                                     const uint16_t *scale, float *out) {
+    enum { GROUP = 32, AHEAD = 8, LINE = 64 };
+    const Integers NIBBLES = {0, 4, 8, 12, 16, 20, 24, 28};
+    for (int64_t t = 0; t < T; t++) {
+        if (t + AHEAD < T) { /* rows are anywhere in memory */
+            for (int64_t i = 0; i < C / 2; i += LINE) PREFETCH(packed + tokens[t + AHEAD] * (C / 2) + i);
+            PREFETCH(scale + tokens[t + AHEAD] * (C / GROUP));
+        }
+        for (int64_t group = tokens[t] * (C / GROUP), end = group + C / GROUP; group < end; group++, out += GROUP) {
+            const uint8_t *codes = packed + group * (GROUP / 2);
+            const float step = half_to_float(scale[group]);
+            for (int i = 0; i < GROUP; i += LANES, codes += LANES / 2) {
+                const int32_t eight = codes[0] | codes[1] << 8 | codes[2] << 16 | (int32_t)((uint32_t)codes[3] << 24);
+                const Integers code = (eight >> NIBBLES & 15) - 8;
+                *(Vector *)(out + i) = __builtin_convertvector(code, Vector) * step;
+            }
+        }
+    }
 }
 
 /* x += delta; out = layer_norm(x). x, out (rows, C); delta (rows, C) or NULL; weight, bias (C). */
@@ -178,27 +226,19 @@ EXPORT FOR_EACH_CPU void rwkv_norm(int64_t rows, int64_t C, float *x, const floa
 EXPORT FOR_EACH_CPU void rwkv_norm_shift(int64_t n, const int64_t *starts, int64_t C, int64_t n_mix, float *x,
                                          const float *delta, const float *weight, const float *bias,
                                          const float *mix, float *shift, float *out) {
-    enum { BLOCK = 64 };
     const int64_t T = starts[n];
-    float y[BLOCK];
     for (int64_t s = 0; s < n; s++) {
-        float *previous = shift + s * C;
         for (int64_t t = starts[s]; t < starts[s + 1]; t++) {
             float mean, scale, *row = x + t * C;
             add_to(row, delta ? delta + t * C : NULL, C);
             moments(row, C, 1e-5f, &mean, &scale);
-            for (int64_t c = 0; c < C; c += BLOCK) {
-                const int64_t width = C - c < BLOCK ? C - c : BLOCK;
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++)
-                    y[i] = (row[c + i] - mean) * scale * weight[c + i] + bias[c + i];
-                for (int64_t m = 0; m < n_mix; m++) {
-                    float *to = out + (m * T + t) * C + c;
-                    const float *mu = mix + m * C + c;
-#pragma omp simd
-                    for (int64_t i = 0; i < width; i++) to[i] = y[i] + (previous[c + i] - y[i]) * mu[i];
-                }
-                memcpy(previous + c, y, (size_t)width * sizeof(float));
+            for (int64_t c = 0; c < C; c += LANES) {
+                Vector *previous = (Vector *)(shift + s * C + c);
+                const Vector y = (*(Vector *)(row + c) - mean) * scale * *(const Vector *)(weight + c) +
+                                 *(const Vector *)(bias + c);
+                for (int64_t m = 0; m < n_mix; m++)
+                    *(Vector *)(out + (m * T + t) * C + c) = y + (*previous - y) * *(const Vector *)(mix + m * C + c);
+                *previous = y;
             }
         }
     }
@@ -213,9 +253,45 @@ EXPORT FOR_EACH_CPU void rwkv_relu_square(int64_t n, float *x) {
     }
 }
 
+/* v += (first - v) * sigmoid(v0 + gate), all (T, C): values of a later layer, with those of the first one mixed in.
+ * gate may be NULL: zero. */
+EXPORT FOR_EACH_CPU void rwkv_mix_values(int64_t T, int64_t C, const float *v0, const float *gate, const float *first,
+                                         float *v) {
+    for (int64_t t = 0; t < T; t++, v += C, first += C) {
+#pragma omp simd
+        for (int64_t i = 0; i < C; i++) v[i] += (first[i] - v[i]) * sigmoid_(v0[i] + (gate ? gate[t * C + i] : 0.0f));
+    }
+}
+
+typedef struct { /* the time mixing of one layer, per channel */
+    const float *w0, *a0, *k_k, *k_a, *r_k, *ln_weight, *ln_bias;
+} Layer;
+
+typedef struct { /* products of the token-shifted input, (T, C); w and a may be NULL: zero */
+    const float *w, *k, *v, *a;
+} Products;
+
+/* Gates of N channels from c0 on, at the position whose products begin at `at`: the decay, the rate at which the old
+ * value is removed, and the strength of the new key. Source: RWKV-7 "Goose", arXiv:2503.14456, and the PyPI package
+ * `rwkv`. */
+INLINE void gates(const Layer *p, const Products *x, int64_t at, int64_t c0, int64_t N, float *w, float *rate,
+                  float *strength) {
+#pragma omp simd
+    for (int64_t i = 0; i < N; i++) /* 0.606531 = exp(-0.5), as in PyPI rwkv */
+        w[i] = exp_small(-0.606531f * sigmoid_(p->w0[c0 + i] + (x->w ? x->w[at + i] : 0.0f)));
+#pragma omp simd
+    for (int64_t i = 0; i < N; i++) {
+        rate[i] = sigmoid_(p->a0[c0 + i] + (x->a ? x->a[at + i] : 0.0f));
+        strength[i] = 1.0f + (rate[i] - 1.0f) * p->k_a[c0 + i];
+    }
+}
+
+#define LEAST_SQUARE 1e-24f /* of a removal key's length, which is divided by */
+
 /* What the recurrence of one head reads at one token. */
 typedef struct {
-    float r[MAX_HEAD], w[MAX_HEAD], k[MAX_HEAD], v[MAX_HEAD], kk[MAX_HEAD], b[MAX_HEAD];
+    float r[MAX_HEAD], w[MAX_HEAD], k[MAX_HEAD], v[MAX_HEAD], kk[MAX_HEAD], b[MAX_HEAD], rate[MAX_HEAD],
+        strength[MAX_HEAD];
 } Token;
 
 /* S[j] = S[j] * w[j] - (S^T kk) b[j] + v k[j], a row of S per key, and y = S^T r when `read`.
@@ -251,56 +327,44 @@ INLINE void step(float *S, int64_t N, const Token *token, int read, float *y) {
     for (; i0 < N; i0 += LANES) step_columns(S, N, token, i0, 1, read, y);
 }
 
-typedef struct { /* the time mixing of one layer, per channel; v0 is NULL in the first layer */
-    const float *w0, *a0, *v0, *k_k, *k_a, *r_k, *ln_weight, *ln_bias;
-} Layer;
-
-typedef struct { /* products of the token-shifted input: (T, C), but r, g and out only at the rows read */
-    const float *r, *w, *k, *v, *a, *g, *v_gate, *v_first;
-    float *out;
-} Products;
-
-/* Gates of head h at position t. Source: RWKV-7 "Goose", arXiv:2503.14456, and the PyPI package `rwkv`. */
-INLINE void prepare(Token *token, const Layer *p, const Products *x, int64_t at, int64_t c0, int64_t N) {
-    const float *w = x->w + at, *a = x->a + at, *k = x->k + at, *v = x->v + at;
-    const float *w0 = p->w0 + c0, *a0 = p->a0 + c0, *k_k = p->k_k + c0, *k_a = p->k_a + c0;
+/* One head at the position whose products begin at `at`; gates without products are the same at every position. */
+INLINE void prepare(Token *token, const Layer *p, const Products *x, int is_first, int64_t at, int64_t c0, int64_t N) {
+    const float *k = x->k + at, *k_k = p->k_k + c0;
     float square = 0.0f;
-#pragma omp simd
-    for (int64_t i = 0; i < N; i++) /* 0.606531 = exp(-0.5), as in PyPI rwkv */
-        token->w[i] = exp_small(-0.606531f * sigmoid_(w0[i] + w[i]));
+    if (is_first || x->w || x->a) gates(p, x, at, c0, N, token->w, token->rate, token->strength);
 #pragma omp simd reduction(+ : square)
     for (int64_t i = 0; i < N; i++) {
-        const float rate = sigmoid_(a0[i] + a[i]), kk = k[i] * k_k[i];
-        token->k[i] = k[i] * (1.0f + (rate - 1.0f) * k_a[i]);
+        const float kk = k[i] * k_k[i];
+        token->k[i] = k[i] * token->strength[i];
         token->kk[i] = kk;
-        token->b[i] = kk * rate;
+        token->b[i] = kk * token->rate[i];
         square += kk * kk;
     }
-    const float norm = sqrtf(square), inverse = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
+    const float inverse = 1.0f / sqrtf(square > LEAST_SQUARE ? square : LEAST_SQUARE);
 #pragma omp simd
     for (int64_t i = 0; i < N; i++) {
         token->kk[i] *= inverse;
         token->b[i] *= inverse;
     }
-    if (x->v_gate) {
-        const float *gate = x->v_gate + at, *first = x->v_first + at, *v0 = p->v0 + c0;
-#pragma omp simd
-        for (int64_t i = 0; i < N; i++) token->v[i] = v[i] + (first[i] - v[i]) * sigmoid_(v0[i] + gate[i]);
-    } else {
-        memcpy(token->v, v, (size_t)N * sizeof(float));
-    }
+    memcpy(token->v, x->v + at, (size_t)N * sizeof(float));
 }
 
-/* out = (group_norm(y) + (r . k r_k) v) * g for one head at one position. */
-INLINE void read_out(const Token *token, const Layer *p, const float *y, const float *g, float *out, int64_t c0,
-                     int64_t N) {
-    float mean, scale, bonus = 0.0f;
+/* sum of r k r_k over a head: the weight that a token's own value has beside what is read from the state. */
+INLINE float own_weight(const float *r, const float *k, const float *strength, const float *r_k, int64_t N) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < N; i++) sum += r[i] * k[i] * strength[i] * r_k[i];
+    return sum;
+}
+
+/* out = (group_norm(y) + own v) * g for one head at one position. */
+INLINE void close_head(const Layer *p, const float *y, float own, const float *v, const float *g, float *out,
+                       int64_t c0, int64_t N) {
+    float mean, scale;
     moments(y, N, 64e-5f, &mean, &scale);
-#pragma omp simd reduction(+ : bonus)
-    for (int64_t i = 0; i < N; i++) bonus += token->r[i] * token->k[i] * p->r_k[c0 + i];
 #pragma omp simd
     for (int64_t i = 0; i < N; i++)
-        out[i] = ((y[i] - mean) * scale * p->ln_weight[c0 + i] + p->ln_bias[c0 + i] + bonus * token->v[i]) * g[i];
+        out[i] = ((y[i] - mean) * scale * p->ln_weight[c0 + i] + p->ln_bias[c0 + i] + own * v[i]) * g[i];
 }
 
 INLINE void transpose(float *to, const float *from, int64_t N) {
@@ -309,40 +373,152 @@ INLINE void transpose(float *to, const float *from, int64_t N) {
 }
 
 INLINE void one_head(int64_t first, int64_t last, int64_t row, int64_t rows, int64_t C, int64_t c0, int64_t N,
-                     const Layer *p, const Products *x, float *S) {
+                     const Layer *p, const Products *x, const float *r, const float *g, float *S, float *out) {
     Token token;
     float y[MAX_HEAD];
     memset(token.r, 0, sizeof token.r);
     for (int64_t t = first; t < last; t++) {
-        prepare(&token, p, x, t * C + c0, c0, N);
+        prepare(&token, p, x, t == first, t * C + c0, c0, N);
         if (last - t > rows) {
             step(S, N, &token, 0, y);
             continue;
         }
-        memcpy(token.r, x->r + row * C + c0, (size_t)N * sizeof(float));
+        const int64_t at = row * C + c0;
+        memcpy(token.r, r + at, (size_t)N * sizeof(float));
         step(S, N, &token, 1, y);
-        read_out(&token, p, y, x->g + row * C + c0, x->out + row * C + c0, c0, N);
+        const float own = own_weight(token.r, x->k + t * C + c0, token.strength, p->r_k + c0, N);
+        close_head(p, y, own, token.v, g + at, out + at, c0, N);
         row++;
     }
 }
 
-/* Time mixing between its products. Text s is read out at its last row_starts[s + 1] - row_starts[s] positions.
- * state (n, H, N, N), values x keys as in PyPI `rwkv`, is replaced by the state after the text; NULL: texts start
- * from zero and the state is dropped. scratch: N * N floats. */
-EXPORT FOR_EACH_CPU void rwkv_wkv(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H,
-                                  int64_t N, const Layer *layer, const Products *products, float *state,
-                                  float *scratch) {
+/* Time mixing between its products. Text s is read out at its last row_starts[s + 1] - row_starts[s] positions: r, g
+ * and out are (rows, C). state (n, H, N, N), values x keys as in PyPI `rwkv`, is replaced by the state after the text;
+ * NULL: texts start from zero and the state is dropped. scratch: N * N floats. */
+EXPORT FOR_EACH_CPU void rwkv_wkv(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H, int64_t N,
+                                  const Layer *layer, const Products *products, const float *r, const float *g,
+                                  float *state, float *scratch, float *out) {
     for (int64_t s = 0; s < n; s++)
         for (int64_t h = 0; h < H; h++) {
             float *kept = state ? state + (s * H + h) * N * N : NULL;
-            const int64_t row = row_starts[s], rows = row_starts[s + 1] - row;
+            const int64_t first = starts[s], last = starts[s + 1], row = row_starts[s], rows = row_starts[s + 1] - row;
             if (kept) transpose(scratch, kept, N);
             else memset(scratch, 0, (size_t)(N * N) * sizeof(float));
             if (N == 64)
-                one_head(starts[s], starts[s + 1], row, rows, H * 64, h * 64, 64, layer, products, scratch);
+                one_head(first, last, row, rows, H * 64, h * 64, 64, layer, products, r, g, scratch, out);
             else
-                one_head(starts[s], starts[s + 1], row, rows, H * N, h * N, N, layer, products, scratch);
+                one_head(first, last, row, rows, H * N, h * N, N, layer, products, r, g, scratch, out);
             if (kept) transpose(kept, scratch, N);
+        }
+}
+
+/* The recurrence backwards, for one head, one token and one reading vector u (see rwkv_backward):
+ * u = u w - kk (b . u), and what this token's value counts for, k . u with the u before that. */
+INLINE float step_back(const float *k, const float *k_k, const float *w, const float *rate, const float *strength,
+                       float *u, int64_t N) {
+    Vector squares = {0}, seen = {0}, removes = {0};
+    for (int64_t i = 0; i < N; i += LANES) {
+        const Vector key = *(const Vector *)(k + i), kk = key * *(const Vector *)(k_k + i);
+        const Vector vector = *(const Vector *)(u + i);
+        squares += kk * kk;
+        seen += key * *(const Vector *)(strength + i) * vector;
+        removes += kk * *(const Vector *)(rate + i) * vector;
+    }
+    const float square = lanes_sum(squares);
+    const float removed = lanes_sum(removes) / (square > LEAST_SQUARE ? square : LEAST_SQUARE);
+    for (int64_t i = 0; i < N; i++) u[i] = u[i] * w[i] - k[i] * k_k[i] * removed; /* kk is to be of length 1 */
+    return lanes_sum(seen);
+}
+
+/* One token of a text for its reading vectors `row` ... `row + rows - 1`; offset: of the token among the T. */
+INLINE void token_back(int64_t t, int64_t T, int64_t row, int64_t rows, int64_t joining, int64_t H, int64_t N,
+                       const Layer *p, const Products *x, const float *w, const float *rate, const float *strength,
+                       float *u, float *own, float *c, float *y) {
+    for (int64_t h = 0; h < H; h++) {
+        const int64_t c0 = h * N, at = t * H * N + c0;
+        for (int64_t j = joining < 0 ? 0 : joining; j < rows; j++) {
+            float *vector = u + (row + j) * H * N + c0;
+            if (j == joining)
+                own[(row + j) * H + h] = own_weight(vector, x->k + at, strength + c0, p->r_k + c0, N);
+            const float seen = step_back(x->k + at, p->k_k + c0, w + c0, rate + c0, strength + c0, vector, N);
+            if (!x->v) {
+                c[(j * H + h) * T + t] = seen;
+                continue;
+            }
+            float *sum = y + (row + j) * H * N + c0;
+#pragma omp simd
+            for (int64_t i = 0; i < N; i++) sum[i] += seen * x->v[at + i];
+        }
+    }
+}
+
+/* What texts read at their last positions, without the states: S_T r = sum of v_t (k_t . u_t) + S_0 u_0 with u_T = r
+ * and u_{t-1} = u_t w_t - kk_t (b_t . u_t), N steps a token and head instead of N * N.
+ *
+ * Text s reads at its last row_starts[s + 1] - row_starts[s] positions. u (rows, C) holds the r of each and becomes u_0.
+ * With v, the sum is added to y (rows, C); without, the weights k_t . u_t are written to c (rows of a text, H, T), for
+ * values that are products of something linear. own (rows, H) becomes the sums of r k r_k. `after` positions of each
+ * text follow those given here, which are then a piece of one text, and its u is that of the piece after it.
+ * scratch: 3 * C floats. */
+EXPORT FOR_EACH_CPU void rwkv_backward(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H,
+                                       int64_t N, const Layer *p, const Products *x, int64_t after, float *scratch,
+                                       float *u, float *own, float *c, float *y) {
+    const int64_t T = starts[n], C = H * N;
+    float *w = scratch, *rate = scratch + C, *strength = scratch + 2 * C;
+    if (!x->w && !x->a) gates(p, x, 0, 0, C, w, rate, strength);
+    for (int64_t s = 0; s < n; s++) {
+        const int64_t row = row_starts[s], rows = row_starts[s + 1] - row;
+        for (int64_t t = starts[s + 1] - 1; t >= starts[s]; t--) {
+            const int64_t joining = rows - (starts[s + 1] - t + after); /* the vector that begins here, if any */
+            if (x->w || x->a) gates(p, x, t * C, 0, C, w, rate, strength);
+            if (N == 64) token_back(t, T, row, rows, joining, H, 64, p, x, w, rate, strength, u, own, c, y);
+            else token_back(t, T, row, rows, joining, H, N, p, x, w, rate, strength, u, own, c, y);
+        }
+    }
+}
+
+/* y (rows, C) += S u for each reading vector, state (n, H, N, N) as in rwkv_wkv. */
+EXPORT FOR_EACH_CPU void rwkv_read_state(int64_t n, const int64_t *row_starts, int64_t H, int64_t N,
+                                         const float *state, const float *u, float *y) {
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t row = row_starts[s]; row < row_starts[s + 1]; row++)
+            for (int64_t i = 0; i < H * N; i++) {
+                const float *keys = state + (s * H * N + i) * N, *vector = u + (row * H + i / N) * N;
+                float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t j = 0; j < N; j++) sum += keys[j] * vector[j];
+                y[row * H * N + i] += sum;
+            }
+}
+
+/* sums (rows, H, C) += the rows of x (T, C) weighted with c (see rwkv_backward), for each text, reading and head. */
+EXPORT FOR_EACH_CPU void rwkv_weighted_sums(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H,
+                                            int64_t C, const float *c, const float *x, float *sums) {
+    const int64_t T = starts[n];
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t row = row_starts[s]; row < row_starts[s + 1]; row++)
+            for (int64_t h = 0; h < H; h += 6) {
+                const float *weights = c + ((row - row_starts[s]) * H + h) * T + starts[s];
+                const float *from = x + starts[s] * C;
+                float *to = sums + (row * H + h) * C;
+                const int64_t length = starts[s + 1] - starts[s];
+#define SUM(HEADS)                                                                                                   \
+    case HEADS:                                                                                                     \
+        for (int64_t i = 0; i < C; i += PANEL)                                                                      \
+            tile(HEADS, length, C, weights, T, from + i, C, PANEL, to + i, 1);                                  \
+        break;
+                switch (H - h < 6 ? H - h : 6) { SUM(1) SUM(2) SUM(3) SUM(4) SUM(5) SUM(6) }
+#undef SUM
+            }
+}
+
+/* out = (group_norm(y) + own v) * g; y, g, out (rows, C), own (rows, H), v (rows, C) or NULL where own is zero. */
+EXPORT FOR_EACH_CPU void rwkv_close(int64_t rows, int64_t H, int64_t N, const Layer *p, const float *y,
+                                    const float *own, const float *v, const float *g, float *out) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t h = 0; h < H; h++) {
+            const int64_t at = (row * H + h) * N;
+            close_head(p, y + at, v ? own[row * H + h] : 0.0f, v ? v + at : y + at, g + at, out + at, h * N, N);
         }
 }
 

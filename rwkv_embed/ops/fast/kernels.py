@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.config import ModelConfig
+from rwkv_embed.packing import unpack_int4
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -22,6 +23,7 @@ GROUP_NORM_EPS = 64e-5
 LOG_DECAY = -0.606531  # -exp(-0.5) as PyPI `rwkv` has it
 _MAX_HEAD_SIZE = 256  # MAX_HEAD and LANES of kernels.c
 _HEAD_SIZE_STEP = 8
+_LEAST_NORM = 1e-12  # of a removal key
 PANEL = 16  # PANEL of kernels.c: widths of matrices are multiples of it
 
 
@@ -35,11 +37,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Time mixing's parameters per channel (C,), named as in the checkpoint; the first layer has no `v0`."""
+    """Time mixing's parameters per channel (C,), named as in the checkpoint."""
 
     w0: Array
     a0: Array
-    v0: Array | None
     k_k: Array
     k_a: Array
     r_k: Array
@@ -48,16 +49,15 @@ class Gates:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Products of one layer's shifted input: (T, C), but `r` and `g` only at the rows that are read."""
+    """Products of one layer's shifted input (T, C). `w` and `a` may be None: zero, so the gates are constant.
 
-    r: Array
-    w: Array
+    `v`, with the first layer's values mixed in, may be None where only weights of tokens are wanted.
+    """
+
+    w: Array | None
     k: Array
-    v: Array
-    a: Array
-    g: Array
-    v_gate: Array | None
-    v_first: Array | None
+    v: Array | None
+    a: Array | None
 
 
 class Kernels(Protocol):
@@ -69,11 +69,22 @@ class Kernels(Protocol):
     def pack(self, matrix: Array) -> Any:
         """A matrix (K, N) as `matmul` wants it; made once, at load."""
 
+    def pack_gates(self, gates: Gates) -> Any:
+        """Gates as the recurrence wants them; made once, at load."""
+
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
-        """out (M, N) = x (M, K) @ matrix; returns out."""
+        """out (..., M, N) = x (..., M, K) @ matrix; returns out.
+
+        With B x's, the matrix (K, B N) is B matrices (K, N) side by side, one for each.
+        """
+
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
+        """out (T, C) = rows `tokens` of a table in four bits (see packing.py)."""
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
-        """x += delta; out = layer_norm(x); all (rows, C)."""
+        """x += delta; out = layer_norm(x); all (rows, C); out may be x."""
 
     def norm_shift(
         self, starts: Index, x: Array, delta: Array | None, norm: Norm, mix: Array, shift: Array, out: Array
@@ -86,20 +97,58 @@ class Kernels(Protocol):
     def relu_square(self, x: Array) -> None:
         """x = relu(x)^2 in place."""
 
+    def mix_values(self, v0: Array, gate: Array | None, first: Array, v: Array) -> None:
+        """v += (first - v) * sigmoid(v0 + gate): a later layer's values with the first layer's, (T, C)."""
+
     def wkv(
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
+        r: Array,
+        g: Array,
         state: Array | None,
         out: Array,
     ) -> None:
         """The recurrence, its gates before and the group norm, bonus and output gate after it.
 
-        Text s is read at its last row_starts[s+1] - row_starts[s] positions; out (row_starts[-1], C). `state`
-        (n, H, N, N) becomes the state after each text; None: texts start at zero and the state is dropped.
+        Text s is read at its last row_starts[s+1] - row_starts[s] positions: r, g, out (row_starts[-1], C).
+        `state` (n, H, N, N) becomes the state after each text; None: texts start at zero and the state is
+        dropped.
         """
+
+    def backward(
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Any,
+        products: Products,
+        after: int,
+        u: Array,
+        own: Array,
+        out: Array,
+    ) -> None:
+        """What `wkv` reads from its states, without the states: O(N) a token and head instead of O(N^2).
+
+        S_T r = sum of v_t (k_t . u_t) + S_0 u_0, with u_T = r and u_{t-1} = u_t w_t - kk_t (b_t . u_t).
+        `u` (rows, C) holds the r of each row read and becomes its u_0. With `products.v` the sum is added to
+        `out` (rows, C); without, out (rows of a text, H, T) becomes the weights k_t . u_t. `own` (rows, H)
+        becomes the sums of r k r_k, of rows read here. `after` positions of a text follow those given here: the
+        text is read in pieces, from its end to its beginning, and u is that of the piece before.
+        """
+
+    def read_state(self, row_starts: Index, state: Array, u: Array, y: Array) -> None:
+        """y (rows, C) += S u, `state` (n, H, N, N)."""
+
+    def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
+        """sums (rows, H, C) += for each row read the sum over its text of x_t (C,) times the weights of t.
+
+        x (T, C); weights (rows of a text, H, T) are those of `backward`.
+        """
+
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+        """out = (group_norm(y) + own v) * g for rows (rows, C); own (rows, H); `v` None where own is zero."""
 
 
 def load_kernels(config: ModelConfig) -> Kernels:
@@ -118,15 +167,31 @@ def _pointers(*names: str) -> list[tuple[str, type]]:
 
 
 class _LayerPointers(ctypes.Structure):
-    _fields_ = _pointers("w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_weight", "ln_bias")
+    _fields_ = _pointers("w0", "a0", "k_k", "k_a", "r_k", "ln_weight", "ln_bias")
 
 
 class _ProductPointers(ctypes.Structure):
-    _fields_ = _pointers("r", "w", "k", "v", "a", "g", "v_gate", "v_first", "out")
+    _fields_ = _pointers("w", "k", "v", "a")
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedGates:
+    """`pointers` into `gates`, which must live as long."""
+
+    gates: Gates
+    pointers: _LayerPointers
 
 
 def _at(array: NDArray | None) -> int | None:
-    return None if array is None else array.ctypes.data
+    if array is None or not array.size:
+        return None
+    if array.flags.writeable:  # a quarter of the time of array.ctypes.data, of which there are many
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return array.ctypes.data
+
+
+def _pointers_of(p: Products) -> _ProductPointers:
+    return _ProductPointers(*map(_at, (p.w, p.k, p.v, p.a)))
 
 
 class CompiledKernels:
@@ -140,27 +205,44 @@ class CompiledKernels:
         size: type[ctypes._SimpleCData] = ctypes.c_int64
         pointer: type[ctypes._SimpleCData] = ctypes.c_void_p
         self._head_size = head_size
-        self._matmul = library.rwkv_matmul
-        self._matmul.argtypes = [size] * 3 + [pointer] * 3
-        self._norm = library.rwkv_norm
-        self._norm.argtypes = [size] * 2 + [pointer] * 5
-        self._norm_shift = library.rwkv_norm_shift
-        self._norm_shift.argtypes = [size, pointer, size, size] + [pointer] * 7
-        self._relu_square = library.rwkv_relu_square
-        self._relu_square.argtypes = [size, pointer]
-        self._wkv = library.rwkv_wkv
-        self._wkv.argtypes = [size, pointer, pointer, size, size] + [pointer] * 4
-        for function in (self._matmul, self._norm, self._norm_shift, self._relu_square, self._wkv):
-            function.restype = None
+
+        def function(name: str, *arguments: type) -> Any:
+            found = library[f"rwkv_{name}"]
+            found.argtypes, found.restype = arguments, None
+            return found
+
+        texts = (size, pointer, pointer, size, size)  # n, starts, row_starts, H, N
+        self._matmul = function("matmul", *[size] * 4, *[pointer] * 3)
+        self._unpack = function("unpack", size, size, *[pointer] * 4)
+        self._norm = function("norm", size, size, *[pointer] * 5)
+        self._norm_shift = function("norm_shift", size, pointer, size, size, *[pointer] * 7)
+        self._relu_square = function("relu_square", size, pointer)
+        self._mix_values = function("mix_values", size, size, *[pointer] * 4)
+        self._wkv = function("wkv", *texts, *[pointer] * 7)
+        self._backward = function("backward", *texts, pointer, pointer, size, *[pointer] * 5)
+        self._read_state = function("read_state", size, pointer, size, size, *[pointer] * 3)
+        self._weighted_sums = function("weighted_sums", *texts, *[pointer] * 3)
+        self._close = function("close", *[size] * 3, *[pointer] * 6)
 
     def pack(self, matrix: Array) -> Array:
         """(N / PANEL, K, PANEL): a product reads it from beginning to end, once."""
         rows, columns = matrix.shape
         return np.ascontiguousarray(matrix.reshape(rows, columns // PANEL, PANEL).transpose(1, 0, 2))
 
+    def pack_gates(self, gates: Gates) -> _PackedGates:
+        g = gates
+        arrays = (g.w0, g.a0, g.k_k, g.k_a, g.r_k, g.ln_x.weight, g.ln_x.bias)
+        return _PackedGates(gates, _LayerPointers(*map(_at, arrays)))
+
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
-        self._matmul(*x.shape, out.shape[1], _at(x), _at(packed), _at(out))
+        batch = len(x) if x.ndim == 3 else 1
+        self._matmul(batch, *x.shape[-2:], out.shape[-1], _at(x), _at(packed), _at(out))
         return out
+
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
+        self._unpack(*out.shape, _at(tokens), _at(packed), _at(scale), _at(out))
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         self._norm(*x.shape, _at(x), _at(delta), _at(norm.weight), _at(norm.bias), _at(out))
@@ -174,25 +256,63 @@ class CompiledKernels:
     def relu_square(self, x: Array) -> None:
         self._relu_square(x.size, _at(x))
 
+    def mix_values(self, v0: Array, gate: Array | None, first: Array, v: Array) -> None:
+        self._mix_values(*v.shape, _at(v0), _at(gate), _at(first), _at(v))
+
     def wkv(
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
+        r: Array,
+        g: Array,
         state: Array | None,
         out: Array,
     ) -> None:
-        g, p = gates, products
-        channels = (g.w0, g.a0, g.v0, g.k_k, g.k_a, g.r_k, g.ln_x.weight, g.ln_x.bias)
-        layer = _LayerPointers(*map(_at, channels))
-        streams = _ProductPointers(*map(_at, (p.r, p.w, p.k, p.v, p.a, p.g, p.v_gate, p.v_first, out)))
-        size = self._head_size
-        scratch = np.empty(size * size, np.float32)
+        streams = _pointers_of(products)
+        scratch = np.empty(self._head_size**2, np.float32)
         self._wkv(
-            len(starts) - 1, _at(starts), _at(row_starts), out.shape[1] // size, size,
-            ctypes.addressof(layer), ctypes.addressof(streams), _at(state), _at(scratch),
+            *self._texts(starts, row_starts, out.shape[1]),
+            ctypes.addressof(gates.pointers), ctypes.addressof(streams),
+            *map(_at, (r, g, state, scratch, out)),
         )  # fmt: skip
+
+    def backward(
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Any,
+        products: Products,
+        after: int,
+        u: Array,
+        own: Array,
+        out: Array,
+    ) -> None:
+        streams = _pointers_of(products)
+        scratch = np.empty(3 * u.shape[1], np.float32)
+        weights, sums = (out, None) if products.v is None else (None, out)
+        self._backward(
+            *self._texts(starts, row_starts, u.shape[1]),
+            ctypes.addressof(gates.pointers), ctypes.addressof(streams),
+            after, *map(_at, (scratch, u, own, weights, sums)),
+        )  # fmt: skip
+
+    def read_state(self, row_starts: Index, state: Array, u: Array, y: Array) -> None:
+        self._read_state(len(state), _at(row_starts), *state.shape[1:3], _at(state), _at(u), _at(y))
+
+    def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
+        n, (_, H, C) = len(starts) - 1, sums.shape
+        self._weighted_sums(n, _at(starts), _at(row_starts), H, C, _at(weights), _at(x), _at(sums))
+
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+        self._close(
+            *own.shape, self._head_size, ctypes.addressof(gates.pointers), *map(_at, (y, own, v, g, out))
+        )
+
+    def _texts(self, starts: Index, row_starts: Index, C: int) -> tuple[Any, ...]:
+        n, H = len(starts) - 1, C // self._head_size
+        return n, _at(starts), _at(row_starts), H, self._head_size
 
 
 class NumpyKernels:
@@ -208,7 +328,17 @@ class NumpyKernels:
         return matrix
 
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
+        if x.ndim == 3:
+            packed = packed.reshape(len(packed), len(x), -1).transpose(1, 0, 2)
         return np.matmul(x, packed, out=out)
+
+    def pack_gates(self, gates: Gates) -> Gates:
+        return gates
+
+    def unpack_int4(
+        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
+    ) -> None:
+        out[:] = unpack_int4(packed[tokens], scale[tokens])
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         if delta is not None:
@@ -229,34 +359,88 @@ class NumpyKernels:
     def relu_square(self, x: Array) -> None:
         np.square(np.maximum(x, 0, out=x), out=x)
 
+    def mix_values(self, v0: Array, gate: Array | None, first: Array, v: Array) -> None:
+        v += (first - v) * _sigmoid(v0 if gate is None else v0 + gate)
+
     def wkv(
         self,
         starts: Index,
         row_starts: Index,
-        gates: Gates,
+        gates: Any,
         products: Products,
+        r: Array,
+        g: Array,
         state: Array | None,
         out: Array,
     ) -> None:
-        heads = (-1, out.shape[1] // self._head_size, self._head_size)
-        p = products
-        rate = _sigmoid(gates.a0 + p.a)
-        w = np.exp(LOG_DECAY * _sigmoid(gates.w0 + p.w)).reshape(heads)
-        kk = (p.k * gates.k_k).reshape(heads)
-        kk = kk / np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
-        b = kk * rate.reshape(heads)
-        k = (p.k * (1 + (rate - 1) * gates.k_a)).reshape(heads)
-        v = p.v
-        if gates.v0 is not None and p.v_first is not None and p.v_gate is not None:
-            v = v + (p.v_first - v) * _sigmoid(gates.v0 + p.v_gate)
-        v = v.reshape(heads)
+        w, k, kk, b = self._gated(gates, products)
+        assert products.v is not None
+        v = products.v.reshape(k.shape)
         if state is None:
-            state = np.zeros((len(starts) - 1, *heads[1:], self._head_size), np.float32)
-        positions = read_positions(starts, row_starts)
-        y = _recur(starts, w, k, v, kk, b, state, p.r.reshape(heads), positions)
-        bonus = (p.r.reshape(heads) * k[positions] * gates.r_k.reshape(heads[1:])).sum(-1, keepdims=True)
-        normed = _standardise(y, GROUP_NORM_EPS).reshape(out.shape) * gates.ln_x.weight + gates.ln_x.bias
-        np.multiply(normed + (bonus * v[positions]).reshape(out.shape), p.g, out=out)
+            state = np.zeros((len(starts) - 1, *k.shape[1:], self._head_size), np.float32)
+        at = read_positions(starts, row_starts)
+        queries = r.reshape(-1, *k.shape[1:])
+        y = _recur(starts, w, k, v, kk, b, state, queries, at)
+        own = (queries * k[at] * gates.r_k.reshape(k.shape[1:])).sum(-1)
+        self.close(gates, y.reshape(out.shape), own, products.v[at], g, out)
+
+    def backward(
+        self,
+        starts: Index,
+        row_starts: Index,
+        gates: Any,
+        products: Products,
+        after: int,
+        u: Array,
+        own: Array,
+        out: Array,
+    ) -> None:
+        w, k, kk, b = self._gated(gates, products)
+        vectors, r_k = u.reshape(-1, *k.shape[1:]), gates.r_k.reshape(k.shape[1:])  # a view: u is changed
+        text = np.repeat(np.arange(len(starts) - 1), np.diff(row_starts))
+        begins = (
+            row_starts[1:][text] - 1 - np.arange(len(u)) - after
+        )  # steps from the end to a row's position
+        lengths = np.diff(starts)[text]
+        for i in range(lengths.max()):
+            rows = np.flatnonzero((lengths > i) & (begins <= i))
+            at = starts[1:][text[rows]] - 1 - i
+            now = vectors[rows]
+            new = begins[rows] == i
+            own[rows[new]] = (now[new] * k[at[new]] * r_k).sum(-1)
+            seen = (k[at] * now).sum(-1)
+            if products.v is None:
+                out[rows - row_starts[text[rows]], :, at] = seen
+            else:
+                out[rows] += (seen[..., None] * products.v[at].reshape(now.shape)).reshape(len(rows), -1)
+            vectors[rows] = now * w[at] - kk[at] * (b[at] * now).sum(-1, keepdims=True)
+
+    def read_state(self, row_starts: Index, state: Array, u: Array, y: Array) -> None:
+        text = np.repeat(np.arange(len(state)), np.diff(row_starts))
+        y += np.einsum("bhij,bhj->bhi", state[text], u.reshape(-1, *state.shape[1:3])).reshape(y.shape)
+
+    def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
+        for begin, end, first, last in zip(starts, starts[1:], row_starts, row_starts[1:], strict=False):
+            sums[first:last] += weights[: last - first, :, begin:end] @ x[begin:end]
+
+    def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
+        heads = (len(y), -1, self._head_size)
+        normed = _standardise(y.reshape(heads), GROUP_NORM_EPS).reshape(y.shape)
+        normed = normed * gates.ln_x.weight + gates.ln_x.bias
+        if v is not None:
+            normed += (own[..., None] * v.reshape(heads)).reshape(y.shape)
+        np.multiply(normed, g, out=out)
+
+    def _gated(self, gates: Gates, p: Products) -> tuple[Array, Array, Array, Array]:
+        """w, k, kk and b at every position, (T, H, N)."""
+        heads = (len(p.k), -1, self._head_size)
+        rate = _sigmoid(gates.a0 if p.a is None else gates.a0 + p.a)
+        w = np.exp(LOG_DECAY * _sigmoid(gates.w0 if p.w is None else gates.w0 + p.w))
+        kk = (p.k * gates.k_k).reshape(heads)
+        kk = kk / np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), _LEAST_NORM)
+        k = (p.k * (1 + (rate - 1) * gates.k_a)).reshape(heads)
+        w, rate = (np.broadcast_to(gate, p.k.shape).reshape(heads) for gate in (w, rate))
+        return w, k, kk, kk * rate
 
 
 def _recur(

@@ -3,28 +3,30 @@
 It differs from the reference in where the work is done, not in what is computed. Texts are packed into one
 stream: no padding, token shift and state begin anew at each text. Products are one `x @ w` over the whole
 stream. Of the last layer only what enters the state is computed at every position; receptance, output and
-channel mixing are needed at a text's end alone. A text longer than the token budget is read piece by piece
-with its state, so memory does not depend on length.
+channel mixing are needed at a text's end alone, and so is the state itself unless it is asked for (block.py).
+A text longer than the token budget is read piece by piece, so memory does not depend on length.
 
     model = FastRWKV7.from_file("model.safetensors")
     hidden, states = model.hidden([[17, 4, 65535], [9, 65535]])     # (2, C) float32, one state per text
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import StateError, TokenizerError
-from rwkv_embed.ops.fast.kernels import PANEL, Array, Index, Kernels, Products, load_kernels, read_positions
-from rwkv_embed.ops.fast.weights import Layer, LowRank, Tensors, build_weights, read_safetensors
+from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops
+from rwkv_embed.ops.fast.kernels import Array, Index, Kernels, load_kernels
+from rwkv_embed.ops.fast.weights import Tensors, build_weights, read_safetensors
 
 TOKEN_BUDGET = 256  # tokens a batch: buffers stay near the cache, products are long enough for full speed
+LARGE_BATCH = 16  # budgets a batch where tokens are read in pieces and only texts' ends together
 _SMALLEST_BATCH = 32  # below this many tokens a second thread costs more than it brings
 
 # Per layer: time mixing's shift (C,), wkv (H, N, N), channel mixing's shift (C,); the order of PyPI `rwkv`.
@@ -46,6 +48,8 @@ class FastRWKV7:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
         `threads` (default: the processors this process may use) are busy only inside a call.
+        `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
+        besides, passes through when no state is asked for.
         """
         weights = build_weights(tensors)
         self.config = weights.config
@@ -53,10 +57,13 @@ class FastRWKV7:
             raise ValueError(f"the configuration says {config} but the tensors are of {self.config}")
         self.kernels = kernels or load_kernels(self.config)
         self.threads = (threads or _processors()) if self.kernels.releases_gil else 1
-        self.flops_per_token = _flops_per_token(weights.layers)
-        self._weights = replace(weights, layers=tuple(layer.packed(self.kernels) for layer in weights.layers))
-        self._budget = token_budget
-        self._idle: list[_Workspace] = []  # list.pop and list.append are atomic: no lock
+        self.flops_per_token, self.flops_per_text = flops(weights.layers, self.config)
+        self._table, self._ln0, self._ln_out = weights.table, weights.ln0, weights.ln_out
+        self._blocks = [
+            Block(layer, self.kernels, self.config, i == 0) for i, layer in enumerate(weights.layers)
+        ]
+        self._budget = max(token_budget, TAIL)
+        self._idle: list[Workspace] = []  # list.pop and list.append are atomic: no lock
 
     @classmethod
     def from_file(cls, path: str | Path, *, threads: int | None = None) -> "FastRWKV7":
@@ -84,7 +91,7 @@ class FastRWKV7:
         TokenizerError for an unknown token, StateError for a state of another shape, ValueError for a text
         without tokens.
         """
-        texts = [self._tokens(text, i) for i, text in enumerate(batch)]
+        texts = self._tokens(batch)
         given = None if states is None else self._checked_states(states, len(texts))
         outputs: list[Array] = [np.empty(0, np.float32)] * len(texts)
         ends: list[State] = [[] for _ in texts]
@@ -95,7 +102,11 @@ class FastRWKV7:
             for i, row, end in zip(texts_of_batch, rows, after, strict=True):
                 outputs[i], ends[i] = row, end
 
-        batches = _pack([len(text) for text in texts], self._budget, self.threads)
+        backwards = len(self._blocks) == 1 and not (full_output or return_states)
+        room = (
+            (LARGE_BATCH * self._budget, self._budget // TAIL) if backwards else (self._budget, self._budget)
+        )
+        batches = _pack([len(text) for text in texts], *room, self.threads)
         if self.threads == 1 or len(batches) == 1:
             for texts_of_batch in batches:
                 run(texts_of_batch)
@@ -112,119 +123,104 @@ class FastRWKV7:
         self, texts: list[Index], begin: list[State] | None, full: bool, keep: bool
     ) -> tuple[list[Array], list[State]]:
         """One batch, or one long text in pieces: hidden and final states (empty unless `keep`) a text."""
-        longest = max(map(len, texts))
-        pieces = -(-longest // self._budget)
-        stateful = keep or begin is not None or pieces > 1
-        stacked = self._stack(begin, len(texts)) if stateful else None
         try:
             workspace = self._idle.pop()
         except IndexError:
-            workspace = _Workspace(self.config, self._budget)
-        if pieces == 1:
-            rows = self._forward(workspace, texts, stacked, full)
+            workspace = Workspace(self.config, self._budget)
+        state = self._stack(begin, len(texts)) if keep or begin is not None else None
+        if len(self._blocks) == 1 and not (full or keep):
+            rows = list(self._ends(workspace, texts, state))
+        elif max(map(len, texts)) <= self._budget:
+            rows = self._forward(workspace, texts, state, full, keep)
         else:
             (text,) = texts
+            state = state or self._stack(None, 1)
+            starts = range(0, len(text), self._budget)
             parts = [
-                self._forward(workspace, [text[at : at + self._budget]], stacked, full)[0]
-                for at in range(0, longest, self._budget)
+                self._forward(
+                    workspace, [text[at : at + self._budget]], state, full, keep or at < starts[-1]
+                )[0]
+                for at in starts
             ]
             rows = [np.concatenate(parts) if full else parts[-1]]
         self._idle.append(workspace)
-        if not (keep and stacked):
+        if not (keep and state):
             return rows, [[] for _ in texts]
-        return rows, [[array[i].copy() for array in stacked] for i in range(len(texts))]
+        return rows, [[array[i].copy() for array in state] for i in range(len(texts))]
 
-    def _forward(self, ws: "_Workspace", texts: list[Index], state: State | None, full: bool) -> list[Array]:
-        """Hidden states of packed texts; `state` (texts are the first axis) becomes the state after them."""
-        kernels, weights = self.kernels, self._weights
+    def _forward(
+        self, ws: Workspace, texts: list[Index], state: State | None, full: bool, keep: bool
+    ) -> list[Array]:
+        """Hidden states of packed texts; with `keep`, `state` (texts first) becomes the one after them."""
         starts = np.cumsum([0, *map(len, texts)])
-        x = ws.x[: starts[-1]]
-        embedded = ws.delta[: starts[-1]]
-        weights.table.rows(np.concatenate(texts), out=embedded)
-        kernels.norm(embedded, None, weights.ln0, x)
-        delta = None
-        rows = starts
-        for i, layer in enumerate(weights.layers):
-            reads_all = full or i + 1 < len(weights.layers)
-            if not reads_all:  # channel mixing at the last position also looks at the one before it
-                rows = np.cumsum([0, *np.minimum(np.diff(starts), 2)])
-            att_shift, wkv, ffn_shift = (
-                state[3 * i : 3 * i + 3] if state else (ws.zeros(len(texts)), None, ws.zeros(len(texts)))
-            )
-            delta = self._time_mixing(ws, layer, i == 0, (starts, rows), x, delta, att_shift, wkv)
-            if not reads_all:
-                x = x[read_positions(starts, rows)]
-            delta, x = self._channel_mixing(ws, layer, rows, x, delta, ffn_shift, reads_all)
+        x, delta = self._embed(ws, np.concatenate(texts)), None
+        *earlier, last = [(block, _of_layer(state, i)) for i, block in enumerate(self._blocks)]
+        for block, of_layer in earlier:
+            x, delta = block.forward(ws, starts, x, delta, of_layer)
+        block, of_layer = last
+        if full or keep:
+            x, delta = block.forward(ws, starts, x, delta, of_layer, reads_all=full)
+        else:
+            piece = Piece(starts, x, delta, of_layer[0] if of_layer else ws.zeros(len(texts)))
+            x, delta = block.ends(ws, piece.tails(), [piece], of_layer)
+        hidden = self._normed(x, delta)
+        return np.split(hidden, starts[1:-1]) if full else list(hidden)
+
+    def _ends(self, ws: Workspace, texts: list[Index], state: State | None) -> Array:
+        """Hidden states (n, C) after texts of a model with one layer: many ends together, tokens in pieces."""
+        (block,) = self._blocks
+        shift = state[0] if state else ws.zeros(len(texts))
+        lengths = list(map(len, texts))
+
+        def piece(texts: list[Index], shift: Array, first: int = 0, after: int = 0) -> Piece:
+            starts = np.cumsum([0, *map(len, texts)])
+            return Piece(starts, self._embed(ws, np.concatenate(texts)), None, shift, first, after)
+
+        def pieces() -> Iterator[Piece]:
+            for some in _pack(lengths, self._budget, self._budget, threads=1):
+                first, last = some[0], some[-1] + 1
+                if sum(lengths[first:last]) <= self._budget:
+                    yield piece(texts[first:last], shift[first:last], first)
+                    continue
+                for end in range(lengths[first], 0, -self._budget):
+                    start = max(0, end - self._budget)
+                    before = shift[first:last]
+                    if start:
+                        before = block.shift_after(self._embed(ws, texts[first][start - 1 : start]))
+                    yield piece([texts[first][start:end]], before, first, lengths[first] - end)
+
+        tails = piece([text[-TAIL:] for text in texts], shift.copy())
+        return self._normed(*block.ends(ws, tails, pieces(), state))
+
+    def _embed(self, ws: Workspace, tokens: Index) -> Array:
+        """What the first layer reads (T, C), in `ws.x`."""
+        x = ws.x[: len(tokens)]
+        self._table.rows(tokens, self.kernels, out=x)
+        self.kernels.norm(x, None, self._ln0, x)
+        return x
+
+    def _normed(self, x: Array, delta: Array | None) -> Array:
         out = np.empty_like(x)
-        kernels.norm(x, delta, weights.ln_out, out)
-        return np.split(out, starts[1:-1]) if full else list(out)
+        self.kernels.norm(x, delta, self._ln_out, out)
+        return out
 
-    def _time_mixing(
-        self, ws: "_Workspace", layer: Layer, is_first: bool, spans: tuple[Index, Index], x: Array,
-        delta: Array | None, shift: Array, wkv: Array | None,
-    ) -> Array:  # fmt: skip
-        """x += delta; what time mixing adds to x (at the rows read), in `ws.delta`."""
-        starts, rows = spans
-        T, M = len(x), rows[-1]
-        mixed = ws.mixed(6, T)
-        self.kernels.norm_shift(starts, x, delta, layer.ln1, layer.mix, shift, mixed)
-        xr, xw, xk, xv, xa, xg = mixed
-        if T > M:
-            at = read_positions(starts, rows)
-            xr, xg = xr[at], xg[at]
-        r = self.kernels.matmul(xr, layer.receptance, ws.r[:M])
-        k = self.kernels.matmul(xk, layer.key, ws.k[:T])
-        v = self.kernels.matmul(xv, layer.value, (ws.v_first if is_first else ws.v)[:T])
-        w = self._low_rank(xw, layer.w, ws.w[:T], np.tanh)
-        a = self._low_rank(xa, layer.a, ws.a[:T])
-        g = self._low_rank(xg, layer.g, ws.g[:M], _sigmoid)
-        v_gate = None if layer.v is None else self._low_rank(xv, layer.v, ws.v_gate[:T])
-        products = Products(r, w, k, v, a, g, v_gate, None if is_first else ws.v_first[:T])
-        out = ws.out[:M]
-        self.kernels.wkv(starts, rows, layer.gates, products, wkv, out)
-        return self.kernels.matmul(out, layer.output, ws.delta[:M])
+    def _tokens(self, batch: Sequence[Sequence[int]]) -> list[Index]:
+        texts = [np.asarray(text, np.int64) for text in batch]
+        for i, tokens in enumerate(texts):
+            if tokens.ndim != 1 or not len(tokens):
+                raise ValueError(f"text {i} of the batch has no tokens; give at least its end-of-text token")
+        together = np.concatenate(texts) if texts else np.empty(0, np.int64)
+        if ((together < 0) | (together >= self.config.vocab_size)).any():
+            self._refuse_unknown(texts)
+        return texts
 
-    def _channel_mixing(
-        self,
-        ws: "_Workspace",
-        layer: Layer,
-        starts: Index,
-        x: Array,
-        delta: Array,
-        shift: Array,
-        reads_all: bool,
-    ) -> tuple[Array, Array]:
-        """x += delta; what channel mixing adds to x, and x; at the texts' ends only, unless `reads_all`."""
-        mixed = ws.mixed(1, len(x))
-        self.kernels.norm_shift(starts, x, delta, layer.ln2, layer.ffn_mix, shift, mixed)
-        (xk,) = mixed
-        if not reads_all:
-            last = starts[1:] - 1
-            xk, x = xk[last], x[last]
-        hidden = self.kernels.matmul(xk, layer.ffn_key, ws.hidden[: len(x)])
-        self.kernels.relu_square(hidden)
-        return self.kernels.matmul(hidden, layer.ffn_value, ws.delta[: len(x)]), x
-
-    def _low_rank(
-        self, x: Array, pair: LowRank, out: Array, activation: Callable[..., object] | None = None
-    ) -> Array:
-        inner = np.empty((len(x), pair.width + -pair.width % PANEL), np.float32)
-        self.kernels.matmul(x, pair.down, inner)
-        if activation is not None:
-            activation(inner, out=inner)
-        return self.kernels.matmul(inner, pair.up, out)
-
-    def _tokens(self, text: Sequence[int], i: int) -> Index:
-        tokens = np.asarray(text, np.int64)
-        if tokens.ndim != 1 or not len(tokens):
-            raise ValueError(f"text {i} of the batch has no tokens; give at least its end-of-text token")
-        low, high = tokens.min(), tokens.max()
-        if low < 0 or high >= self.config.vocab_size:
-            raise TokenizerError(
-                f"text {i} of the batch has the token {low if low < 0 else high}, outside the vocabulary of "
-                f"{self.config.vocab_size}; encode it with this model's tokenizer"
-            )
-        return tokens
+    def _refuse_unknown(self, texts: list[Index]) -> NoReturn:
+        V = self.config.vocab_size
+        i, token = next((i, t) for i, text in enumerate(texts) for t in text.tolist() if not 0 <= t < V)
+        raise TokenizerError(
+            f"text {i} of the batch has the token {token}, outside the vocabulary of {V}; encode it with this "
+            "model's tokenizer"
+        )
 
     def _checked_states(self, states: Sequence[Sequence[ArrayLike]], n: int) -> list[State]:
         if len(states) != n:
@@ -245,60 +241,26 @@ class FastRWKV7:
         return [np.stack(arrays) for arrays in zip(*states, strict=True)]
 
 
-class _Workspace:
-    """Buffers of one batch, used again for the next: no page faults between batches."""
-
-    def __init__(self, c: ModelConfig, tokens: int) -> None:
-        self._channels = c.n_embd
-        streams = np.empty((11, tokens, c.n_embd), np.float32)
-        self.x, self.delta, self.out, self.r, self.w, self.k, self.v, self.a, self.g = streams[:9]
-        self.v_gate, self.v_first = streams[9:]
-        self._mixed = np.empty(6 * tokens * c.n_embd, np.float32)
-        self.hidden = np.empty((tokens, c.n_ffn), np.float32)
-
-    def mixed(self, n: int, tokens: int) -> Array:
-        """(n, tokens, C) contiguous, in the same memory at each call."""
-        return self._mixed[: n * tokens * self._channels].reshape(n, tokens, self._channels)
-
-    def zeros(self, n: int) -> Array:
-        """Token shift's past of texts that begin."""
-        return np.zeros((n, self._channels), np.float32)
+def _of_layer(state: State | None, i: int) -> LayerState | None:
+    return None if state is None else state[3 * i : 3 * i + 3]
 
 
-def _sigmoid(x: Array, out: Array) -> None:
-    np.negative(x, out=out)
-    np.exp(out, out=out)
-    np.add(out, 1, out=out)
-    np.reciprocal(out, out=out)
+def _pack(lengths: list[int], budget: int, most: int, threads: int) -> list[list[int]]:
+    """Texts into batches of at most `budget` tokens and `most` texts, one or more a thread.
 
-
-def _pack(lengths: list[int], budget: int, threads: int) -> list[list[int]]:
-    """Texts into batches of at most `budget` tokens, one or more a thread; a longer text is alone."""
+    A longer text is alone.
+    """
     share = max(_SMALLEST_BATCH, -(-sum(lengths) // threads))
     budget = min(budget, share)
     batches: list[list[int]] = []
     room = 0
     for i, length in enumerate(lengths):
-        if length > room or not batches:
+        if length > room or not batches or len(batches[-1]) == most:
             batches.append([])
             room = budget
         batches[-1].append(i)
         room -= length
     return batches
-
-
-def _flops_per_token(layers: tuple[Layer, ...]) -> int:
-    """2 x the matrix parameters each token passes through; what only a text's end passes is left out."""
-    total = 0
-    for i, layer in enumerate(layers):
-        matrices = [layer.key, layer.value]
-        pairs = [layer.w, layer.a, layer.v]
-        if i + 1 < len(layers):
-            matrices += [layer.receptance, layer.output, layer.ffn_key, layer.ffn_value]
-            pairs += [layer.g]
-        total += sum(matrix.size for matrix in matrices)
-        total += sum(pair.width * (len(pair.down) + pair.up.shape[1]) for pair in pairs if pair is not None)
-    return 2 * total
 
 
 def _sizes(config: ModelConfig) -> tuple[int, ...]:

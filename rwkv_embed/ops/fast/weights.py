@@ -1,4 +1,9 @@
-"""RWKV-7 parameters as the CPU engine wants them: float32, for `x @ w`; the token table stays packed."""
+"""RWKV-7 parameters as the CPU engine wants them: float32, for `x @ w`; the token table stays packed.
+
+Work that cannot change a result is found here, once, by zeros among the parameters: a low-rank pair whose
+product is zero, inputs that a matrix ignores, channel mixing that adds nothing, token shifts that are the same.
+A model that uses everything loses nothing by it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +15,10 @@ from numpy.typing import NDArray
 
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError
-from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Kernels, Norm
+from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
 from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
 
-MIXES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the order of Layer.mix
+STREAMS = "rwkvag"  # of time mixing, each with a token shift of its own
 Tensors = Mapping[str, NDArray]
 
 
@@ -33,14 +38,36 @@ class TokenTable:
         columns: int = self.packed.shape[1]
         return 2 * columns if self.packed.dtype == np.uint8 else columns
 
-    def rows(self, tokens: NDArray[np.int64], out: Array) -> None:
+    def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
         if self.packed.dtype == np.uint8 and self.scale is not None:
-            out[:] = unpack_int4(self.packed[tokens], self.scale[tokens])
+            if self.scale.dtype == np.float16:
+                kernels.unpack_int4(tokens, self.packed, self.scale, out)
+            else:
+                out[:] = unpack_int4(self.packed[tokens], self.scale[tokens])
             return
         out[:] = self.packed[tokens]
         if self.scale is not None:
             out *= self.scale[tokens].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A matrix (K, N) for `x[:, inputs] @ matrix`: `inputs` (K,) are those that it does not ignore; None: all."""
+
+    matrix: Any
+    inputs: Index | None
+    size: int
+
+    @classmethod
+    def of(cls, matrix: Array) -> "Linear":
+        used = np.flatnonzero(matrix.any(axis=1))
+        if 2 * len(used) > len(matrix):
+            return cls(matrix, None, matrix.size)
+        return cls(np.ascontiguousarray(matrix[used]), used, len(used) * matrix.shape[1])
+
+    def packed(self, kernels: Kernels) -> "Linear":
+        return replace(self, matrix=kernels.pack(self.matrix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,39 +78,63 @@ class LowRank:
     up: Any
     width: int
 
+    @property
+    def size(self) -> int:
+        """Parameters, without the zeros; before packing."""
+        return self.width * (len(self.down) + int(self.up.shape[1]))
+
     def packed(self, kernels: Kernels) -> "LowRank":
         return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One block. Matrices are (in, out), or packed by the kernels; the first layer has no `v`."""
+class ChannelMixing:
+    """`mix` (1, C), `key` (C, F), `value` (F, C)."""
 
-    ln1: Norm
-    mix: Array  # (6, C) in the order of MIXES
-    receptance: Any
+    mix: Array
     key: Any
     value: Any
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the token before is looked at."""
+        return bool(self.mix.any())
+
+    def packed(self, kernels: Kernels) -> "ChannelMixing":
+        return replace(self, key=kernels.pack(self.key), value=kernels.pack(self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block. Matrices are (in, out), or packed by the kernels.
+
+    None: low-rank pairs whose product is zero, channel mixing that adds nothing, and what the first layer has not,
+    `v` and `v0`. `mix` (M, C) are the different token shifts, `stream` says which one a letter has.
+    """
+
+    ln1: Norm
+    mix: Array
+    stream: Mapping[str, int]
+    receptance: Any
+    key: Linear
+    value: Any
     output: Any
-    w: LowRank
-    a: LowRank
+    w: LowRank | None
+    a: LowRank | None
     v: LowRank | None
     g: LowRank
-    gates: Gates
+    v0: Array | None
+    gates: Any
+    own_values: bool  # whether r_k adds a token's own value to what it reads
     ln2: Norm
-    ffn_mix: Array  # (1, C)
-    ffn_key: Any
-    ffn_value: Any
+    ffn: ChannelMixing | None
 
     def packed(self, kernels: Kernels) -> "Layer":
-        """The same layer with every matrix as `kernels.matmul` wants it."""
-        square = ("receptance", "key", "value", "output", "ffn_key", "ffn_value")
-        pairs = {name: getattr(self, name) for name in "wavg"}
-        return replace(
-            self,
-            **{name: kernels.pack(getattr(self, name)) for name in square},
-            **{name: pair and pair.packed(kernels) for name, pair in pairs.items()},
-        )
+        """The same layer with matrices and gates as the kernels want them."""
+        plain = {name: kernels.pack(getattr(self, name)) for name in ("receptance", "value", "output")}
+        parts = {name: getattr(self, name) for name in ("key", "w", "a", "v", "g", "ffn")}
+        packed = {name: part and part.packed(kernels) for name, part in parts.items()}
+        return replace(self, **plain, **packed, gates=kernels.pack_gates(self.gates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +177,7 @@ def build_weights(tensors: Tensors) -> Weights:
     n_head, head_size = take.shape("blocks.0.att.r_k")
     config = ModelConfig(
         version="7", n_layer=n_layer, n_embd=n_embd, n_head=n_head, head_size=head_size,
-        n_ffn=layers[0].ffn_key.shape[1], vocab_size=len(table.packed),
+        n_ffn=take.shape("blocks.0.ffn.key.weight")[0], vocab_size=len(table.packed),
         kind="embedder" if take.has_heads else "language-model",
     )  # fmt: skip
     return Weights(config, table, ln0, layers, ln_out)
@@ -148,42 +199,54 @@ def _token_table(take: "_Taker") -> TokenTable:
 
 
 def _layer(take: "_Taker", i: int, C: int) -> Layer:
-    att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
-
-    def low_rank(letter: str) -> LowRank:
-        down, up = take.down(f"{att}{letter}1", C), take.up(f"{att}{letter}2", C)
-        if down.shape[1] != len(up):
-            take.problems.append(
-                f"{att}{letter}1 {down.shape} and {letter}2 {up.shape} differ in their inner size"
-            )
-        fill = -len(up) % PANEL
-        return LowRank(np.pad(down, ((0, 0), (0, fill))), np.pad(up, ((0, fill), (0, 0))), len(up))
-
+    att = f"blocks.{i}.att."
+    pairs = {letter: _low_rank(take, att + letter, C) for letter in ("wavg" if i else "wag")}
+    gate, nothing = (
+        pairs.pop("g"),
+        [letter for letter, pair in pairs.items() if not (pair.down.any() and pair.up.any())],
+    )
+    used = [letter for letter in STREAMS if letter not in nothing or letter == "v"]
+    mix, places = np.unique(
+        np.stack([take.vector(f"{att}x_{letter}", C) for letter in used]), axis=0, return_inverse=True
+    )
+    r_k = take.vector(att + "r_k", C)
     return Layer(
         ln1=take.norm(f"blocks.{i}.ln1", C),
-        mix=np.stack([take.vector(att + name, C) for name in MIXES]),
+        mix=mix,
+        stream=dict(zip(used, places.reshape(-1).tolist(), strict=True)),
         receptance=take.linear(att + "receptance.weight", C, C),
-        key=take.linear(att + "key.weight", C, C),
+        key=Linear.of(take.linear(att + "key.weight", C, C)),
         value=take.linear(att + "value.weight", C, C),
         output=take.linear(att + "output.weight", C, C),
-        w=low_rank("w"),
-        a=low_rank("a"),
-        v=low_rank("v") if i else None,
-        g=low_rank("g"),
+        **{letter: None if letter in nothing else pairs.get(letter) for letter in "wav"},
+        g=gate,
+        v0=take.vector(att + "v0", C) if i else None,
         gates=Gates(
             w0=take.vector(att + "w0", C),
             a0=take.vector(att + "a0", C),
-            v0=take.vector(att + "v0", C) if i else None,
             k_k=take.vector(att + "k_k", C),
             k_a=take.vector(att + "k_a", C),
-            r_k=take.vector(att + "r_k", C),
+            r_k=r_k,
             ln_x=take.norm(att + "ln_x", C),
         ),
+        own_values=bool(r_k.any()),
         ln2=take.norm(f"blocks.{i}.ln2", C),
-        ffn_mix=take.vector(ffn + "x_k", C)[None],
-        ffn_key=take.linear(ffn + "key.weight", None, C),
-        ffn_value=take.linear(ffn + "value.weight", C, None),
+        ffn=_channel_mixing(take, f"blocks.{i}.ffn.", C),
     )
+
+
+def _low_rank(take: "_Taker", name: str, C: int) -> LowRank:
+    down, up = take.down(f"{name}1", C), take.up(f"{name}2", C)
+    if down.shape[1] != len(up):
+        take.problems.append(f"{name}1 {down.shape} and {name[-1]}2 {up.shape} differ in their inner size")
+    fill = -len(up) % PANEL
+    return LowRank(np.pad(down, ((0, 0), (0, fill))), np.pad(up, ((0, fill), (0, 0))), len(up))
+
+
+def _channel_mixing(take: "_Taker", ffn: str, C: int) -> ChannelMixing | None:
+    mix = take.vector(ffn + "x_k", C)[None]
+    key, value = take.linear(ffn + "key.weight", None, C), take.linear(ffn + "value.weight", C, None)
+    return ChannelMixing(mix, key, value) if key.any() and value.any() else None
 
 
 class _Taker:
