@@ -344,7 +344,8 @@ class SqliteFullText:
                 f" CROSS JOIN {_name(collection_id)}_vocabulary v ON v.term = t.value"
             )
             rows = connection.execute(counted, {"terms": json.dumps(unknown)})
-            known.update(dict.fromkeys(unknown, 0) | {term: count for term, count in rows})
+            known.update(dict.fromkeys(unknown, 0))
+            known.update((row.term, row.doc) for row in rows)
         return sorted((count, term) for term in considered if (count := known[term]))
 
 

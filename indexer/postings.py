@@ -1,13 +1,13 @@
 """BM25 over common words: the postings of an FTS5 table in memory, ranked as FTS5 would, but faster.
 
-FTS5 looks at every row that has one of a query's terms, 2 µs a row, and at every place of every term besides: a
-question with "the" in it costs a second in a million passages. Here the terms are taken rarest first. As soon as the rows
-seen so far hold `limit` scores that no row without a rare term can reach, common terms only raise rows that are
-candidates already (Turtle & Flood 1995, "max-score"). So the ranking is that of all terms, to the last hit.
+FTS5 looks at every row that has one of a query's terms, 2 µs a row, and at every place of every term besides:
+a question with "the" in it costs a second in a million passages. Here the terms are taken rarest first. As soon
+as the rows seen so far hold `limit` scores that no row without a rare term can reach, common terms only raise
+rows that are candidates already (Turtle & Flood 1995, "max-score"). So the ranking is that of all terms.
 
-Read from FTS5 once and kept: the rows with their lengths (13 bytes each), and the postings of the terms that were
-asked for (6 bytes each, LIST_BYTES at most). Rows added since are ranked by FTS5 itself, deleted ones are masked, and
-everything is read within the caller's transaction: the answer is that of one version.
+Read from FTS5 once and kept: the rows with their lengths (13 bytes each), and the postings of the terms that
+were asked for (6 bytes each, LIST_BYTES at most). Rows added since are ranked by FTS5 itself, deleted ones are
+masked, and everything is read within the caller's transaction: the answer is that of one version.
 """
 
 import threading
@@ -77,7 +77,8 @@ class Postings:
     def version(self, connection: Connection) -> Version:
         """The table's version in the caller's transaction."""
         found = connection.exec_driver_sql(
-            f"SELECT (SELECT max(id) FROM {self._table}_docsize), (SELECT block FROM {self._table}_data WHERE id = 1)"
+            f"SELECT (SELECT max(id) FROM {self._table}_docsize),"
+            f" (SELECT block FROM {self._table}_data WHERE id = 1)"
         ).one()
         totals = _varints(np.frombuffer(found[1] or b"", np.uint8)).tolist()
         return Version(found[0] or 0, totals[0] if totals else 0, sum(totals[1:]))
@@ -127,7 +128,8 @@ class Postings:
             if newer <= max(NEWER_ROWS, NEWER_SHARE * len(rows.ids)) and dead <= DEAD_SHARE * len(rows.ids):
                 return rows
         ids, sizes = connection.exec_driver_sql(
-            f"SELECT group_concat(id), group_concat(hex(sz), '') FROM (SELECT id, sz FROM {self._table}_docsize ORDER BY id)"
+            "SELECT group_concat(id), group_concat(hex(sz), '')"
+            f" FROM (SELECT id, sz FROM {self._table}_docsize ORDER BY id)"
         ).one()
         lengths = _varints(np.frombuffer(bytes.fromhex(sizes or ""), np.uint8)).reshape(-1, 2).sum(1)
         rows = _Rows(_numbers(ids), lengths.astype(np.float32))
@@ -140,7 +142,8 @@ class Postings:
         if known is not None and known[0] == version:
             return known[1]
         listed = connection.exec_driver_sql(
-            f"SELECT count(*), CASE WHEN count(*) < ? THEN group_concat(id) END FROM {self._table}_docsize WHERE id <= ?",
+            "SELECT count(*), CASE WHEN count(*) < ? THEN group_concat(id) END"
+            f" FROM {self._table}_docsize WHERE id <= ?",
             (len(rows.ids), rows.last),
         ).one()
         if listed[0] == len(rows.ids):
@@ -157,7 +160,8 @@ class Postings:
                 return rows.lists[term]
         places = f"{self._table}_places"  # a temporary table takes no lock
         connection.exec_driver_sql(
-            f"CREATE VIRTUAL TABLE IF NOT EXISTS temp.{places} USING fts5vocab('main', '{self._table}', 'instance')"
+            f"CREATE VIRTUAL TABLE IF NOT EXISTS temp.{places}"
+            f" USING fts5vocab('main', '{self._table}', 'instance')"
         )
         listed = connection.exec_driver_sql(
             f"SELECT group_concat(doc) FROM temp.{places} WHERE term = ?", (term,)
@@ -189,7 +193,9 @@ def top_rows(
         weight * (K1 + 1) * most / (most + least_norm) if (most := int(one.counts.max(initial=0))) else 0.0
         for one, weight in zip(lists, weights, strict=True)
     ]
-    rest = np.cumsum([0.0, *reversed(bounds)])[::-1]  # what a row can still gain from this list and those after it
+    rest = np.cumsum([0.0, *reversed(bounds)])[
+        ::-1
+    ]  # what a row can still gain from this list and those after it
     scores = np.where(permitted, np.float32(0), np.float32(-np.inf))
     threshold = 0.0  # `limit` rows have at least this
     first = 0
@@ -214,9 +220,7 @@ def top_rows(
     return found[order], values[order]
 
 
-def _shares(
-    counts: NDArray[np.uint16], weight: float, norms: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _shares(counts: NDArray[np.uint16], weight: float, norms: NDArray[np.float32]) -> NDArray[np.float32]:
     often = counts.astype(np.float32)
     return np.float32(weight * (K1 + 1)) * often / (often + norms)
 

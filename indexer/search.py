@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +23,18 @@ from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
 from indexer.chunking import sentences
-from indexer.db.tables import ChunkRow, DocumentRow
+from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
 from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
 from indexer.types import Reranker, SearchHit, SearchOptions
+from indexer.writing import batched
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
+    from indexer.filters import Filter
 
 MIN_DEPTH = 200  # candidates of each arm: the same for all early pages, so that these follow each other
 DEPTH_PER_HIT = 3
@@ -39,8 +42,10 @@ MAX_DEPTH = 100_000  # where the search for one more document gives up
 MAX_OFFSET = 10_000
 RERANK_DEPTH = 50
 MMR_DEPTH = 5  # candidates per hit among which variety is looked for
+MIN_LOOKED_UP = 50  # candidates at a time whose documents are asked for
 
 Ranking = list[tuple[int, float]]  # (chunk id, score), best first
+Arm = Callable[[int, NDArray[np.int64] | None], Ranking]  # (depth, the only chunk ids)
 
 
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
@@ -56,9 +61,10 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
     wanted = options.offset + options.top_k
     with collection.session() as session:
         request = _Request(collection, session, query, options)
-        depth = _first_depth(wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1))
+        pool = wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1)
+        depth = _first_depth(pool)
         while True:
-            candidates, exhausted = request.candidates(depth)
+            candidates, exhausted = request.candidates(depth, pool)
             if exhausted or len(candidates) >= wanted or depth >= MAX_DEPTH:
                 break
             depth *= 4
@@ -73,7 +79,7 @@ def arm_rankings(collection: "Collection", query: str, depth: int) -> dict[str, 
     """What each arm ranks for a query, before fusion: what fusion is tuned on."""
     with collection.session() as session:
         request = _Request(collection, session, query, SearchOptions())
-        return {"dense": request._dense(depth, False), "lexical": request._lexical(depth, False)}
+        return {"dense": request._dense(depth, None), "lexical": request._lexical(depth, None)}
 
 
 @dataclass(slots=True)
@@ -123,12 +129,15 @@ class _Request:
         self.parsed: ParsedQuery = parse_query(query)
         if not self.parsed.text.strip():
             raise InvalidQuery("the query only excludes; add something to look for")
+        self.filter = self._filter()
         self.condition = self._condition()
-        self.allowed_ids: NDArray[np.int64] | None = None
         self.vector: NDArray[np.float32] | None = None
 
-    def candidates(self, depth: int) -> tuple[list[_Candidate], bool]:
-        """Candidates after fusion, reranking and grouping; and whether there are no more of them."""
+    def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
+        """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
+
+        Each arm ranks `depth` chunks.
+        """
         arms = {"dense": self._dense, "lexical": self._lexical}
         names = list(arms) if self.options.mode == "hybrid" else [self.options.mode]
         rankings, exhausted = {}, True
@@ -139,49 +148,63 @@ class _Request:
             fused = next(iter(rankings.values()))
         else:
             fused = fuse(rankings["dense"], rankings["lexical"], self.parsed.size)
-        found = self._placed(fused, rankings)
-        if self.options.rerank:
-            found, exhausted = self._reranked(found), True
-        return (_best_of_each_document(found) if self.options.group_by == "document" else found), exhausted
+        by_document = self.options.group_by == "document"
+        if not self.options.rerank:
+            return self._placed(fused, rankings, wanted, by_document), exhausted
+        best = self._placed(fused, rankings, max(RERANK_DEPTH, self.options.offset + self.options.top_k))
+        found = self._reranked(best)
+        return (_best_of_each_document(found) if by_document else found), True
 
     def hits(self, page: Sequence[_Candidate]) -> list[SearchHit]:
         """The hits of a page, in its order."""
+        chunk, document = ChunkRow, DocumentRow
         statement = (
-            select(ChunkRow, DocumentRow)
-            .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
-            .where(ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in page)))
+            select(
+                chunk.id,
+                chunk.text,
+                chunk.start,
+                chunk.end,
+                func.coalesce(chunk.language, document.language).label("language"),
+                document.external_id,
+                document.title,
+                document.uri,
+                document.meta,
+            )
+            .join(document, document.id == chunk.document_id)
+            .where(chunk.id.in_(_listed(candidate.chunk_id for candidate in page)))
         )
-        rows = {chunk.id: (chunk, document) for chunk, document in self.session.execute(statement)}
-        return [
-            self._hit(candidate, *rows[candidate.chunk_id])
-            for candidate in page
-            if candidate.chunk_id in rows
-        ]
+        rows = {row.id: row for row in self.session.execute(statement)}
+        return [self._hit(one, rows[one.chunk_id]) for one in page if one.chunk_id in rows]
 
-    def _hit(self, candidate: _Candidate, chunk: ChunkRow, document: DocumentRow) -> SearchHit:
+    def _hit(self, candidate: _Candidate, row: Any) -> SearchHit:
         return SearchHit(
             score=candidate.score,
-            document_id=document.external_id,
-            chunk_id=chunk.id,
-            title=document.title,
-            uri=document.uri,
-            language=chunk.language or document.language,
-            text=chunk.text,
-            start=chunk.start,
-            end=chunk.end,
-            metadata=document.meta,
-            highlights=highlights(self.parsed.text, chunk.text),
+            document_id=row.external_id,
+            chunk_id=row.id,
+            title=row.title,
+            uri=row.uri,
+            language=row.language,
+            text=row.text,
+            start=row.start,
+            end=row.end,
+            metadata=row.meta,
+            highlights=highlights(self.parsed.text, row.text),
             explain=candidate.origin if self.options.explain else None,
         )
+
+    def _filter(self) -> "Filter | None":
+        if self.options.where is None:
+            return None
+        from indexer.filters import parse
+
+        return parse(self.options.where)
 
     def _condition(self) -> ColumnElement[bool] | None:
         """What a chunk must fulfil besides being similar, over ChunkRow and DocumentRow; None: nothing."""
         dialect = self.session.get_bind().dialect
         parts = []
-        if self.options.where is not None:
-            from indexer.filters import parse
-
-            parts.append(parse(self.options.where).to_sql(dialect))
+        if self.filter is not None:
+            parts.append(self.filter.to_sql(dialect))
         demanded = self.collection.store.fulltext.demanded(
             self.collection.id, self.query, ChunkRow.id.expression
         )
@@ -189,9 +212,9 @@ class _Request:
             parts.append(demanded)
         return and_(*parts) if parts else None
 
-    def _passing(self, arm: Callable[[int, bool], Ranking], depth: int) -> tuple[Ranking, bool]:
+    def _passing(self, arm: Arm, depth: int) -> tuple[Ranking, bool]:
         """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
-        ranking = arm(depth, False)
+        ranking = arm(depth, None)
         at_end = len(ranking) < depth
         if self.condition is None:
             return ranking, at_end
@@ -199,60 +222,81 @@ class _Request:
         kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
         if at_end or len(kept) >= self.options.offset + self.options.top_k:
             return kept, at_end
-        ranking = arm(depth, True)
+        ranking = arm(depth, self._allowed_ids)
         return ranking, len(ranking) < depth
 
-    def _dense(self, depth: int, restricted: bool) -> Ranking:
+    def _dense(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         if self.vector is None:
             self.vector = self.collection.embedder.encode_query(self.parsed.text)
-        if restricted and self.allowed_ids is None:
-            self.allowed_ids = np.fromiter(self.session.scalars(self._allowed()), np.int64)
         ids, scores = self.collection.vectors.search(
-            self.vector, depth, allowed=self.allowed_ids if restricted else None, exact=self.options.exact
+            self.vector, depth, allowed=allowed, exact=self.options.exact
         )
         return list(zip(ids.tolist(), scores.tolist(), strict=True))
 
-    def _lexical(self, depth: int, restricted: bool) -> Ranking:
+    def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         return self.collection.store.fulltext.search(
-            self.session.connection(),
-            self.collection.id,
-            self.query,
-            depth,
-            self._allowed() if restricted else None,
+            self.session.connection(), self.collection.id, self.query, depth, allowed
         )
+
+    @cached_property
+    def _allowed_ids(self) -> NDArray[np.int64]:
+        """The ids of all chunks that fulfil the condition, ascending."""
+        version = self.session.scalar(
+            select(CollectionRow.version).where(CollectionRow.id == self.collection.id)
+        )
+        # repr: as keys, x = 1 and x = true would be equal
+        key = (version, repr(self.filter), self.parsed.phrases, self.parsed.excluded)
+        return self.collection.index.listed(key, self._list)
+
+    def _list(self) -> NDArray[np.int64]:
+        """In SQL, as one text: a quarter of the time that a result row for each id takes."""
+        allowed = self._allowed().subquery()
+        listed = self.session.scalar(select(func.group_concat(allowed.c.id)))
+        return np.sort(np.fromstring(listed or "", np.int64, sep=","))
 
     def _allowed(self) -> Select[Any]:
         """The ids of all chunks that fulfil the condition."""
         statement = select(ChunkRow.id).where(ChunkRow.collection_id == self.collection.id)
-        if self.options.where is not None:
+        if self.filter is not None:
             statement = statement.join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
         return statement if self.condition is None else statement.where(self.condition)
 
     def _fulfilling(self, ids: Sequence[int]) -> set[int]:
         return set(self.session.scalars(self._allowed().where(ChunkRow.id.in_(_listed(ids)))))
 
-    def _placed(self, fused: Ranking, rankings: dict[str, Ranking]) -> list[_Candidate]:
-        """Candidates in ranked order; a chunk deleted since the vectors were read is left out."""
-        statement = select(ChunkRow.id, ChunkRow.document_id).where(
-            ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
-        )
-        documents = {row.id: row.document_id for row in self.session.execute(statement)}
-        origins: dict[int, dict[str, dict[str, float]]] = {}
-        for arm, ranking in rankings.items():
-            for rank, (chunk_id, score) in enumerate(ranking, start=1):
-                origins.setdefault(chunk_id, {})[arm] = {"rank": rank, "score": score}
-        return [
-            _Candidate(chunk_id, documents[chunk_id], score, origins[chunk_id])
-            for chunk_id, score in fused
-            if chunk_id in documents
-        ]
+    def _placed(
+        self, fused: Ranking, rankings: dict[str, Ranking], wanted: int, by_document: bool = False
+    ) -> list[_Candidate]:
+        """The best `wanted` candidates, or documents with their best; without chunks deleted a moment ago."""
+        places = {
+            arm: {chunk_id: (rank, score) for rank, (chunk_id, score) in enumerate(ranking, start=1)}
+            for arm, ranking in rankings.items()
+        }
+        found: dict[int, _Candidate] = {}
+        for page in batched(fused, max(wanted, MIN_LOOKED_UP)):
+            statement = select(ChunkRow.id, ChunkRow.document_id).where(
+                ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in page))
+            )
+            documents = {row.id: row.document_id for row in self.session.execute(statement)}
+            for chunk_id, score in page:
+                document_id = documents.get(chunk_id)
+                if document_id is None or (key := document_id if by_document else chunk_id) in found:
+                    continue
+                origin = {
+                    arm: dict(zip(("rank", "score"), place[chunk_id], strict=True))
+                    for arm, place in places.items()
+                    if chunk_id in place
+                }
+                found[key] = _Candidate(chunk_id, document_id, score, origin)
+            if len(found) >= wanted:
+                break
+        return list(found.values())[:wanted]
 
-    def _reranked(self, found: list[_Candidate]) -> list[_Candidate]:
-        """The best candidates in the reranker's order and with its scores; the rest is dropped."""
+    def _reranked(self, best: list[_Candidate]) -> list[_Candidate]:
+        """The candidates in the reranker's order and with its scores."""
         reranker: Reranker | None = getattr(self.collection, "reranker", None)
         if reranker is None:
             raise InvalidQuery("rerank was asked for, but this collection has no reranker; search without it")
-        best = found[: max(RERANK_DEPTH, self.options.offset + self.options.top_k)]
         statement = select(ChunkRow.id, ChunkRow.text).where(
             ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
         )

@@ -12,7 +12,8 @@ Above, a FAISS index is built in the background.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
 SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
+LISTED_BYTES = 32_000_000
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 _FETCH_ROWS = 10_000
 
@@ -64,6 +66,7 @@ class CollectionVectors:
         self._lock = threading.Lock()  # of replacing the view
         self._builder: threading.Thread | None = None
         self._stop = threading.Event()
+        self._listed: OrderedDict[Hashable, Ids] = OrderedDict()  # least recently used first
 
     @property
     def directory(self) -> Path:
@@ -92,6 +95,19 @@ class CollectionVectors:
                     view = self._caught_up(session, view, row.version, row.tombstones_since)
                 self._view = view
                 return view
+
+    def listed(self, key: Hashable, make: Callable[[], Ids]) -> Ids:
+        """The chunk ids that pass a filter, remembered; `key` says which filter, and in which version."""
+        with self._lock:
+            if key in self._listed:
+                self._listed.move_to_end(key)
+                return self._listed[key]
+        ids = make()
+        with self._lock:
+            self._listed[key] = ids
+            while len(self._listed) > 1 and sum(one.nbytes for one in self._listed.values()) > LISTED_BYTES:
+                self._listed.popitem(last=False)
+        return ids
 
     def _behind(self, session: Session, view: View) -> bool:
         """Whether so much is new that a snapshot another process wrote would be quicker than a replay."""

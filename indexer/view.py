@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann import ApproximateIndex
+from indexer.ann import CANDIDATES, ApproximateIndex
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
-RESCORED = 4  # candidates taken from an approximate index per result
+RESCORED = 2  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
 
 
@@ -114,7 +114,7 @@ class View:
             permitted = np.zeros(len(self.ids), np.bool_)
             permitted[rows] = True
         covered = permitted[: ann.count]
-        wanted = min(k * RESCORED, int(np.count_nonzero(covered)))
+        wanted = min(max(k * RESCORED, CANDIDATES), int(np.count_nonzero(covered)))
         near = ann.search(query, wanted, None if covered.all() else covered)
         if len(near) < min(k, wanted):
             return self._search_exactly(query, k, rows)
