@@ -75,9 +75,7 @@ class WithKnownVectors:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ingest, index and search very many passages.")
     parser.add_argument("--chunks", type=int, default=1_000_000)
-    parser.add_argument(
-        "--store", type=Path, help="where the store is kept, or already is"
-    )
+    parser.add_argument("--store", type=Path, help="where the store is kept, or already is")
     arguments = parser.parse_args()
     embedder = Embedder()
     texts = Texts(embedder)
@@ -146,7 +144,9 @@ def latency(collection: Collection, queries: Sequence[str], options: SearchOptio
         collection.search(query, options)
         seconds.append(time.perf_counter() - start)
     p50, p99 = np.percentile(seconds[1:], [50, 99]) * 1e3
-    return f"first {seconds[0] * 1e3:.0f} ms, p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {max(seconds) * 1e3:.0f}"
+    return (
+        f"first {seconds[0] * 1e3:.0f} ms, p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {max(seconds) * 1e3:.0f}"
+    )
 
 
 def recall(collection: Collection, queries: Sequence[str], options: SearchOptions) -> tuple[float, int]:

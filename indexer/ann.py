@@ -40,7 +40,7 @@ CODE_BITS = 4  # of the code of two numbers: what fast scan looks up
 CALIBRATION_K = 40  # deep enough for a filter that leaves a quarter
 TARGET_RECALL = 0.975  # of them; then it is about 0.967 of the first 10 of real queries, and 0.95 is promised
 CALIBRATION_QUERIES = 200
-CANDIDATES = 200  # asked for at least and scored again, because codes are coarse
+CANDIDATES = 400  # asked for at least and scored again, because codes are coarse
 _ADD_ROWS = 20_000
 _SEED = 1
 

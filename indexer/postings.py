@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 
 K1, B = 1.2, 0.75  # as in FTS5
 LEAST_IDF = 1e-6  # of a term that more than half of the rows have, as in FTS5
-LIST_BYTES = 64_000_000
+LIST_BYTES = 256_000_000
 MAX_FREQUENCIES = 100_000  # terms whose number of rows is remembered
 NEWER_ROWS = 5_000  # so many new rows FTS5 ranks in some milliseconds
 NEWER_SHARE = 0.02
@@ -51,6 +51,14 @@ class PostingList:
         return self.rows.nbytes + self.counts.nbytes
 
 
+class _State(NamedTuple):
+    """What a version makes of the rows."""
+
+    version: Version
+    alive: NDArray[np.float32]  # (n,) 0, or -inf for a row that is not there
+    norms: NDArray[np.float32]  # (n,) what the length of a row adds below the line
+
+
 @dataclass(slots=True)
 class _Rows:
     """The rows at one moment, and the lists over them that were asked for since."""
@@ -58,7 +66,7 @@ class _Rows:
     ids: NDArray[np.int64]  # (n,) ascending
     tokens: NDArray[np.float32]  # (n,)
     lists: OrderedDict[str, PostingList] = field(default_factory=OrderedDict)  # least recently used first
-    alive: tuple[Version, NDArray[np.bool_]] | None = None  # which rows are there in a version
+    state: _State | None = None  # in the version that was last asked for
 
     @property
     def last(self) -> int:
@@ -102,19 +110,21 @@ class Postings:
 
         `allowed` are the only ids that may be returned. Rows with a larger id than the last one are left to FTS5.
         """
-        rows = self._rows_of(connection, version)
-        permitted = self._alive(connection, version, rows)
+        rows = self._rows
+        state = rows.state if rows is not None else None
+        if rows is None or state is None or state.version != version:
+            rows = self._rows_of(connection, version)
+            state = rows.state = self._state(connection, version, rows)
+        permitted = state.alive.copy()
         if allowed is not None:
             places, there = _places(rows.ids, allowed)
-            chosen = np.zeros(len(rows.ids), np.bool_)
-            chosen[places[there]] = True
-            permitted = permitted & chosen
-        mean = version.tokens / max(version.rows, 1)
-        norms = np.float32(K1) * (np.float32(1 - B) + np.float32(B / max(mean, 1e-9)) * rows.tokens)
+            left_out = np.ones(len(rows.ids), np.bool_)
+            left_out[places[there]] = False
+            permitted[left_out] = -np.inf
         rarest_first = sorted(terms)
         weights = [max(log((version.rows - n + 0.5) / (n + 0.5)), LEAST_IDF) for n, _ in rarest_first]
         lists = [self._list(connection, rows, term) for _, term in rarest_first]
-        found, scores = top_rows(lists, weights, norms, permitted, limit)
+        found, scores = top_rows(lists, weights, state.norms, permitted, limit)
         return list(zip(rows.ids[found].tolist(), scores.tolist(), strict=True)), rows.last
 
     def _rows_of(self, connection: Connection, version: Version) -> _Rows:
@@ -137,21 +147,18 @@ class Postings:
             self._rows = rows
         return rows
 
-    def _alive(self, connection: Connection, version: Version, rows: _Rows) -> NDArray[np.bool_]:
-        known = rows.alive
-        if known is not None and known[0] == version:
-            return known[1]
-        listed = connection.exec_driver_sql(
+    def _state(self, connection: Connection, version: Version, rows: _Rows) -> _State:
+        count, ids = connection.exec_driver_sql(
             "SELECT count(*), CASE WHEN count(*) < ? THEN group_concat(id) END"
             f" FROM {self._table}_docsize WHERE id <= ?",
             (len(rows.ids), rows.last),
         ).one()
-        if listed[0] == len(rows.ids):
-            alive = np.ones(len(rows.ids), np.bool_)
-        else:
-            alive = np.isin(rows.ids, _numbers(listed[1]), assume_unique=True)
-        rows.alive = (version, alive)
-        return alive
+        alive = np.zeros(len(rows.ids), np.float32)
+        if count < len(rows.ids):
+            alive[~np.isin(rows.ids, _numbers(ids), assume_unique=True)] = -np.inf
+        mean = max(version.tokens / max(version.rows, 1), 1e-9)
+        norms = np.float32(K1 * (1 - B)) + np.float32(K1 * B / mean) * rows.tokens
+        return _State(version, alive, norms)
 
     def _list(self, connection: Connection, rows: _Rows, term: str) -> PostingList:
         with self._lock:
@@ -180,13 +187,14 @@ def top_rows(
     lists: Sequence[PostingList],
     weights: Sequence[float],
     norms: NDArray[np.float32],
-    permitted: NDArray[np.bool_],
+    scores: NDArray[np.float32],
     limit: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `limit` best permitted rows by BM25 and their scores, best first, ties by row.
+    """The `limit` best rows by BM25 and their scores, best first, ties by row.
 
     A term's share of a score is weight * count * (K1 + 1) / (count + norm), with `norms` (rows,) growing with a
-    row's length. `lists` begin with the rarest term.
+    row's length. `lists` begin with the rarest term. `scores` (rows,) are what each row begins with, 0 or, to
+    leave it out, -inf; they are written to.
     """
     least_norm = float(norms.min(initial=np.inf))
     bounds = [
@@ -196,14 +204,14 @@ def top_rows(
     rest = np.cumsum([0.0, *reversed(bounds)])[
         ::-1
     ]  # what a row can still gain from this list and those after it
-    scores = np.where(permitted, np.float32(0), np.float32(-np.inf))
     threshold = 0.0  # `limit` rows have at least this
     first = 0
     while first < len(lists) and threshold <= rest[first] + _SLACK:
         one = lists[first]
         scores[one.rows] += _shares(one.counts, weights[first], norms[one.rows])
-        threshold = max(threshold, _kth(scores[one.rows], limit))
         first += 1
+        if sum(bounds[:first]) > rest[first]:  # otherwise no row has enough yet
+            threshold = max(threshold, _kth(scores[one.rows], limit))
     found = np.flatnonzero(scores > 0)
     values = scores[found]
     for number in range(first, len(lists)):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -54,6 +54,9 @@ SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
 LISTED_BYTES = 32_000_000
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 _FETCH_ROWS = 10_000
+_VERSION = select(CollectionRow.version, CollectionRow.tombstones_since).where(
+    CollectionRow.id == bindparam("id")
+)
 
 
 class CollectionVectors:
@@ -75,11 +78,7 @@ class CollectionVectors:
     def synchronised(self) -> View:
         """The newest committed version. Costs one SELECT when nothing has changed."""
         with self._store.read() as session:
-            row = session.execute(
-                select(CollectionRow.version, CollectionRow.tombstones_since).where(
-                    CollectionRow.id == self._collection_id
-                )
-            ).one_or_none()
+            row = session.execute(_VERSION, {"id": self._collection_id}).one_or_none()
             if row is None:
                 raise CollectionNotFound(f"the collection with id {self._collection_id} was deleted")
             view = self._view

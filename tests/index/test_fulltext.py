@@ -278,13 +278,16 @@ def test_the_commonest_terms_only_raise_candidates():
     rare = postings.PostingList(np.array([3, 50], np.int32), np.array([1, 2], np.uint16))
     norms = np.ones(100, np.float32)
     for limit in (1, 2, 5):
-        quick = postings.top_rows([rare, common], [5.0, 0.1], norms, np.ones(100, bool), limit)
+        quick = postings.top_rows([rare, common], [5.0, 0.1], norms, np.zeros(100, np.float32), limit)
         shares = np.full(100, 0.1 * 2.2 / 2)
         shares[[3, 50]] += [5 * 2.2 / 2, 5 * 2 * 2.2 / 3]
         order = np.lexsort((np.arange(100), -shares))[:limit]
         assert quick[0].tolist() == order.tolist()
         assert quick[1].tolist() == pytest.approx(shares[order].tolist())
-    assert [part.tolist() for part in postings.top_rows([], [], norms, np.ones(100, bool), 3)] == [[], []]
+    assert [part.tolist() for part in postings.top_rows([], [], norms, np.zeros(100, np.float32), 3)] == [
+        [],
+        [],
+    ]
 
 
 def test_lengths_of_many_bytes_are_read():
