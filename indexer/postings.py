@@ -28,6 +28,7 @@ MAX_FREQUENCIES = 100_000  # terms whose number of rows is remembered
 NEWER_ROWS = 5_000  # so many new rows FTS5 ranks in some milliseconds
 NEWER_SHARE = 0.02
 DEAD_SHARE = 0.2
+FEW_SHARE = 1 / 16  # of the rows: so few allowed ones are looked up in each list
 _SLACK = 1e-4  # more than what float32 rounds off a score
 
 
@@ -115,16 +116,18 @@ class Postings:
         if rows is None or state is None or state.version != version:
             rows = self._rows_of(connection, version)
             state = rows.state = self._state(connection, version, rows)
-        permitted = state.alive.copy()
+        scores, few = state.alive.copy(), None
         if allowed is not None:
             places, there = _places(rows.ids, allowed)
-            left_out = np.ones(len(rows.ids), np.bool_)
-            left_out[places[there]] = False
-            permitted[left_out] = -np.inf
+            few = places[there]
+            if len(few) > FEW_SHARE * len(rows.ids):
+                left_out = np.ones(len(rows.ids), np.bool_)
+                left_out[few] = False
+                scores[left_out], few = -np.inf, None
         rarest_first = sorted(terms)
         weights = [max(log((version.rows - n + 0.5) / (n + 0.5)), LEAST_IDF) for n, _ in rarest_first]
         lists = [self._list(connection, rows, term) for _, term in rarest_first]
-        found, scores = top_rows(lists, weights, state.norms, permitted, limit)
+        found, scores = top_rows(lists, weights, state.norms, scores, limit, few)
         return list(zip(rows.ids[found].tolist(), scores.tolist(), strict=True)), rows.last
 
     def _rows_of(self, connection: Connection, version: Version) -> _Rows:
@@ -189,12 +192,13 @@ def top_rows(
     norms: NDArray[np.float32],
     scores: NDArray[np.float32],
     limit: int,
+    few: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The `limit` best rows by BM25 and their scores, best first, ties by row.
 
     A term's share of a score is weight * count * (K1 + 1) / (count + norm), with `norms` (rows,) growing with a
     row's length. `lists` begin with the rarest term. `scores` (rows,) are what each row begins with, 0 or, to
-    leave it out, -inf; they are written to.
+    leave it out, -inf; they are written to. `few` are the only rows to look at, ascending.
     """
     least_norm = float(norms.min(initial=np.inf))
     bounds = [
@@ -206,13 +210,13 @@ def top_rows(
     ]  # what a row can still gain from this list and those after it
     threshold = 0.0  # `limit` rows have at least this
     first = 0
-    while first < len(lists) and threshold <= rest[first] + _SLACK:
+    while few is None and first < len(lists) and threshold <= rest[first] + _SLACK:
         one = lists[first]
         scores[one.rows] += _shares(one.counts, weights[first], norms[one.rows])
         first += 1
         if sum(bounds[:first]) > rest[first]:  # otherwise no row has enough yet
             threshold = max(threshold, _kth(scores[one.rows], limit))
-    found = np.flatnonzero(scores > 0)
+    found = np.flatnonzero(scores > 0) if few is None else few
     values = scores[found]
     for number in range(first, len(lists)):
         hopeful = values + rest[number] >= threshold - _SLACK
@@ -222,7 +226,7 @@ def top_rows(
         at = at[there]
         values[there] += _shares(one.counts[at], weights[number], norms[one.rows[at]])
         threshold = max(threshold, _kth(values, limit))
-    kept = values >= _kth(values, limit)  # with all ties, so that rows can decide
+    kept = (values > 0) & (values >= _kth(values, limit))  # with all ties, so that rows can decide
     found, values = found[kept], values[kept]
     order = np.lexsort((found, -values))[:limit]
     return found[order], values[order]

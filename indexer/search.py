@@ -42,6 +42,7 @@ MAX_DEPTH = 100_000  # where the search for one more document gives up
 MAX_OFFSET = 10_000
 RERANK_DEPTH = 50
 MMR_DEPTH = 5  # candidates per hit among which variety is looked for
+SURE = 4  # an approximate index finds the first quarter of a ranking best: there must be enough that pass a filter
 MIN_LOOKED_UP = 50  # candidates at a time whose documents are asked for
 
 Ranking = list[tuple[int, float]]  # (chunk id, score), best first
@@ -194,7 +195,11 @@ class _Request:
             return ranking, at_end
         passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
         kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
-        if at_end or len(kept) >= self.options.offset + self.options.top_k:
+        wanted = self.options.offset + self.options.top_k
+        if (
+            at_end
+            or sum(chunk_id in passing for chunk_id, _ in ranking[: max(depth // SURE, wanted)]) >= wanted
+        ):
             return kept, at_end
         ranking = arm(depth, self._allowed_ids)
         return ranking, len(ranking) < depth

@@ -17,7 +17,8 @@ from indexer.ann import CANDIDATES, ApproximateIndex
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
+SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms,
+SUBSET_SHARE = 1 / 64  # or no more than this share of all: an index would look at every code
 RESCORED = 2  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
 
@@ -64,7 +65,7 @@ class View:
         rows = None if allowed is None else self.rows(np.asarray(allowed, np.int64))
         if k <= 0 or not len(self.ids) or (rows is not None and not len(rows)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        if rows is not None and len(rows) <= SUBSET_ROWS:
+        if rows is not None and len(rows) <= max(SUBSET_ROWS, SUBSET_SHARE * len(self.ids)):
             return self._best(rows, self._scores(query, rows), k)
         if exact or self.ann is None:
             return self._search_exactly(query, k, rows)

@@ -244,8 +244,9 @@ TEXTS = st.lists(
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join),
     limit=st.integers(1, 8),
     allowed=st.none() | st.sets(st.integers(1, 60)),
+    few=st.sampled_from([0.0, 1.0]),
 )
-def test_common_words_are_ranked_as_fts5_ranks_them(first, second, gone, query, limit, allowed):
+def test_common_words_are_ranked_as_fts5_ranks_them(first, second, gone, query, limit, allowed, few):
     """The same rows and scores from memory as from FTS5, while rows come and go."""
     engine = create_engine("sqlite://")
     rows = dict(enumerate([*first, *second], start=1))
@@ -254,6 +255,7 @@ def test_common_words_are_ranked_as_fts5_ranks_them(first, second, gone, query, 
         ranked = fulltext_for(engine)
         ranked.create(connection, 1)
         patch.setattr(postings, "NEWER_ROWS", 3)
+        patch.setattr(postings, "FEW_SHARE", few)
         for change in (
             lambda: ranked.add(connection, 1, list(rows.items())[: len(first)]),
             lambda: ranked.add(connection, 1, list(rows.items())[len(first) :]),
