@@ -135,6 +135,6 @@ def _fold(word: str) -> str:
 
 def _stems(word: str) -> list[str]:
     """What a word shares with its inflected forms: without the Arabic article, and its first letters."""
-    bare = _ARABIC_ARTICLE.sub("", word)
+    bare = word if word.isascii() else _ARABIC_ARTICLE.sub("", word)
     stems = [bare] if bare != word else []
     return [*stems, PREFIX_MARK + bare[:PREFIX_CHARS]] if len(bare) > PREFIX_CHARS else stems

@@ -25,7 +25,20 @@ from datetime import datetime, timezone
 from typing import Any
 
 import regex
-from sqlalchemy import ColumnElement, Dialect, and_, exists, false, func, literal, not_, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    and_,
+    case,
+    exists,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+)
 
 from indexer.db.tables import DocumentRow
 from indexer.errors import InvalidFilter
@@ -147,14 +160,22 @@ class Compare(Filter):
         if column is not None:
             comparable = [value for value in self.values if isinstance(value, (str, datetime))]
             return func.coalesce(_relation(column, self.op, comparable), false()) if comparable else false()
-        path = _json_path(self.field)
+        return self._metadata_sql(_json_path(self.field))
+
+    def _metadata_sql(self, path: str) -> ColumnElement[bool]:
+        """`json_each` for lists only: it takes twice as long as the rest of the condition."""
+        kind, value = func.json_type(DocumentRow.meta, path), func.json_extract(DocumentRow.meta, path)
         element = func.json_each(DocumentRow.meta, path).table_valued("value", "type")
+        groups = _by_type(self.values)
         tests = [
             and_(element.c.type.in_(kinds), _relation(element.c.value, self.op, values))
-            for kinds, values in _by_type(self.values)
+            for kinds, values in groups
         ]
-        is_object = func.coalesce(func.json_type(DocumentRow.meta, path), "") == "object"
-        return and_(not_(is_object), exists(select(literal(1)).select_from(element).where(or_(*tests))))
+        return case(
+            (kind == "array", exists(select(literal(1)).select_from(element).where(or_(*tests)))),
+            *((kind.in_(kinds), _relation(value, self.op, values)) for kinds, values in groups),
+            else_=false(),
+        )
 
 
 def parse(where: Any) -> Filter:

@@ -8,16 +8,21 @@ spaces and hold nothing that FTS5's `ascii` tokenizer splits.
 A query is parsed here, never by FTS5: "a phrase" and -excluded and prefix* are understood, everything else is
 words. The FTS5 expression is built from analysed terms in double quotes and bound as a parameter, so that no
 input is syntax.
+
+Few matching rows are ranked by FTS5; for many, `postings` has the same ranking from memory.
 """
 
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -25,6 +30,7 @@ from sqlalchemy import (
     Select,
     and_,
     column,
+    func,
     literal_column,
     select,
     table,
@@ -33,12 +39,14 @@ from sqlalchemy import (
 
 from indexer.analysis import index_terms, query_terms
 from indexer.errors import StoreError
+from indexer.postings import Postings, Version
 
 MAX_TERMS = 64  # of a query; a pasted page is cut to its rarest terms
 MAX_CONSIDERED_TERMS = 512  # whose frequencies are looked up to find the rarest
-MATCH_BUDGET = (
-    50_000  # rows that the terms of a question may match together before its commonest terms are left out
-)
+# Rows that the terms of a query may match together, counted once for each, before its commonest are left out:
+RANKED_BY_FTS5 = 3_000  # where FTS5 ranks words alone, in about 6 ms; with more, `postings` does
+MATCH_BUDGET = 50_000  # where FTS5 ranks, beside phrases and the like
+POSTING_BUDGET = 2_000_000  # where `postings` ranks: half a second when none is in memory yet
 CANDIDATES = 100_000  # matching rows that are ranked at most, the newest first
 BATCH_ROWS = 500
 
@@ -66,9 +74,12 @@ class FullText(Protocol):
         collection_id: int,
         query: str,
         limit: int,
-        allowed: Select[Any] | None = None,
+        allowed: NDArray[np.int64] | None = None,
     ) -> list[tuple[int, float]]:
-        """The best chunks as (chunk id, BM25 score), larger is better. `allowed` selects chunk ids."""
+        """The best chunks as (chunk id, BM25 score), larger is better. `allowed` are the only ids looked at.
+
+        Rows that the caller's transaction has written itself may be missing.
+        """
 
     def demanded(
         self, collection_id: int, query: str, chunk_id: ColumnElement[int]
@@ -172,6 +183,10 @@ def _sort_in(match: Any, parts: _Parts) -> None:
 class SqliteFullText:
     """`FullText` on SQLite FTS5."""
 
+    def __init__(self) -> None:
+        self._postings: dict[int, Postings] = {}  # by collection id
+        self._guard = threading.Lock()
+
     def create(self, connection: Connection, collection_id: int) -> None:
         name = _name(collection_id)
         connection.execute(text(f"CREATE VIRTUAL TABLE {name} USING {_FTS5}"))
@@ -181,6 +196,8 @@ class SqliteFullText:
         name = _name(collection_id)
         connection.execute(text(f"DROP TABLE IF EXISTS {name}_vocabulary"))
         connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+        with self._guard:
+            self._postings.pop(collection_id, None)
 
     def add(self, connection: Connection, collection_id: int, rows: Iterable[Row]) -> None:
         self._write(connection, f"INSERT INTO {_name(collection_id)}{_INSERTED}", rows)
@@ -245,17 +262,45 @@ class SqliteFullText:
         collection_id: int,
         query: str,
         limit: int,
-        allowed: Select[Any] | None = None,
+        allowed: NDArray[np.int64] | None = None,
     ) -> list[tuple[int, float]]:
         parsed = parse_query(query)
-        terms = self._rarest(connection, collection_id, parsed.terms)
-        expression = _expression(parsed, terms)
-        if expression is None or limit < 1:
+        with self._guard:
+            postings = self._postings.setdefault(collection_id, Postings(_name(collection_id)))
+        version = postings.version(connection)
+        known = self._frequencies(connection, collection_id, parsed.terms, postings, version)
+        only_words = not (parsed.prefixes or parsed.demands)
+        if limit < 1:
+            return []
+        if only_words and sum(rows for rows, _ in known) > RANKED_BY_FTS5:
+            known = _within(known, POSTING_BUDGET)
+            found, last = postings.best(connection, version, known, limit, allowed)
+            if last < version.last:
+                expression = _expression(parsed, [term for _, term in known])
+                found += self._ranked(connection, collection_id, expression, limit, allowed, last)
+            return sorted(found, key=lambda row: (-row[1], row[0]))[:limit]
+        expression = _expression(parsed, [term for _, term in _within(known, MATCH_BUDGET)])
+        return self._ranked(connection, collection_id, expression, limit, allowed)
+
+    def _ranked(
+        self,
+        connection: Connection,
+        collection_id: int,
+        expression: str | None,
+        limit: int,
+        allowed: NDArray[np.int64] | None,
+        after: int = 0,
+    ) -> list[tuple[int, float]]:
+        """What FTS5 finds among the rows with a larger id than `after`, ranked by FTS5."""
+        if expression is None:
             return []
         index = table(_name(collection_id), column("rowid"), column("rank"))
         found = select(index.c.rowid, index.c.rank).where(_match(collection_id, expression))
+        if after:
+            found = found.where(index.c.rowid > after)
         if allowed is not None:
-            found = found.where(index.c.rowid.in_(allowed))
+            listed = func.json_each(json.dumps(allowed.tolist())).table_valued("value")
+            found = found.where(index.c.rowid.in_(select(listed.c.value)))
         newest = found.order_by(index.c.rowid.desc()).limit(CANDIDATES).subquery()
         ranked = select(newest.c.rowid, newest.c.rank).order_by(newest.c.rank, newest.c.rowid).limit(limit)
         return [(row.rowid, -row.rank) for row in connection.execute(ranked)]
@@ -281,30 +326,47 @@ class SqliteFullText:
         while batch := list(islice(waiting, BATCH_ROWS)):
             connection.execute(text(statement), [_values(chunk_id, chunk) for chunk_id, chunk in batch])
 
-    def _rarest(self, connection: Connection, collection_id: int, terms: Sequence[str]) -> list[str]:
-        """The terms that tell most, rarest first, as many as `MATCH_BUDGET` allows.
-
-        In a large collection "the" matches nearly every row, costs seconds to rank and moves nothing: its
-        weight in BM25 is close to 0.
-        """
-        vocabulary = f"{_name(collection_id)}_vocabulary"
-        frequencies = text(
-            f"SELECT v.doc, v.term FROM json_each(:terms) t CROSS JOIN {vocabulary} v ON v.term = t.value"
-        )
-        considered = json.dumps(terms[:MAX_CONSIDERED_TERMS])
-        known = sorted(tuple(row) for row in connection.execute(frequencies, {"terms": considered}))
-        chosen: list[str] = []
-        total = 0
-        for documents, term in known[:MAX_TERMS]:
-            total += documents
-            if chosen and total > MATCH_BUDGET:
-                break
-            chosen.append(term)
-        return chosen
+    def _frequencies(
+        self,
+        connection: Connection,
+        collection_id: int,
+        terms: Sequence[str],
+        postings: Postings,
+        version: Version,
+    ) -> list[tuple[int, str]]:
+        """(in how many rows, term) of those that are in any, rarest first. FTS5 counts the rows each time."""
+        known = postings.frequencies(version)
+        considered = terms[:MAX_CONSIDERED_TERMS]
+        unknown = [term for term in considered if term not in known]
+        if unknown:
+            counted = text(
+                f"SELECT v.term, v.doc FROM json_each(:terms) t"
+                f" CROSS JOIN {_name(collection_id)}_vocabulary v ON v.term = t.value"
+            )
+            rows = connection.execute(counted, {"terms": json.dumps(unknown)})
+            known.update(dict.fromkeys(unknown, 0))
+            known.update((row.term, row.doc) for row in rows)
+        return sorted((count, term) for term in considered if (count := known[term]))
 
 
 _FTS5 = "fts5(words, variants, content='', tokenize='ascii')"
 _INSERTED = "(rowid, words, variants) VALUES (:id, :words, :variants)"
+
+
+def _within(terms: Sequence[tuple[int, str]], budget: int) -> list[tuple[int, str]]:
+    """The rarest terms, at most MAX_TERMS and as many as match `budget` rows together; at least one.
+
+    In a large collection "the" matches nearly every row, costs seconds to rank and moves nothing: its weight
+    in BM25 is close to 0.
+    """
+    chosen: list[tuple[int, str]] = []
+    total = 0
+    for rows, term in terms[:MAX_TERMS]:
+        total += rows
+        if chosen and total > budget:
+            break
+        chosen.append((rows, term))
+    return chosen
 
 
 def _same(connection: Connection, one: str, other: str) -> bool:

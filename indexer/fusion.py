@@ -44,11 +44,12 @@ def fuse(
     spread = float(first.std()) if len(first) else 0.0
     near = (cosines - first.mean()) / spread if spread > 0 else np.zeros(len(cosines))
     floor = float(near[-1]) if len(near) else 0.0
+    bm25 = np.array([score for _, score in lexical], np.float64)
+    best = float(bm25.max(initial=0.0))
+    evidence = best / max(1, terms) ** 0.5 * (bm25 / best) ** sharpness if best > 0 else np.zeros(len(bm25))
     scores = dict(zip((item for item, _ in dense), near.tolist(), strict=True))
-    best = max((bm25 for _, bm25 in lexical), default=0.0)
-    for item, bm25 in lexical:
-        evidence = best / max(1, terms) ** 0.5 * (bm25 / best) ** sharpness if best > 0 else 0.0
-        scores[item] = scores.get(item, floor) + weight * evidence
+    for (item, _), more in zip(lexical, (weight * evidence).tolist(), strict=True):
+        scores[item] = scores.get(item, floor) + more
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 

@@ -11,27 +11,30 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
 from indexer.chunking import sentences
-from indexer.db.tables import ChunkRow, DocumentRow
+from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
 from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
 from indexer.types import Reranker, SearchHit, SearchOptions
+from indexer.writing import batched
 
 if TYPE_CHECKING:
     from indexer.collection import Collection
+    from indexer.filters import Filter
 
 MIN_DEPTH = 200  # candidates of each arm: the same for all early pages, so that these follow each other
 DEPTH_PER_HIT = 3
@@ -39,8 +42,11 @@ MAX_DEPTH = 100_000  # where the search for one more document gives up
 MAX_OFFSET = 10_000
 RERANK_DEPTH = 50
 MMR_DEPTH = 5  # candidates per hit among which variety is looked for
+SURE = 4  # an approximate index finds the first quarter of a ranking best: there must be enough that pass a filter
+MIN_LOOKED_UP = 50  # candidates at a time whose documents are asked for
 
 Ranking = list[tuple[int, float]]  # (chunk id, score), best first
+Arm = Callable[[int, NDArray[np.int64] | None], Ranking]  # (depth, the only chunk ids)
 
 
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
@@ -56,9 +62,10 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
     wanted = options.offset + options.top_k
     with collection.session() as session:
         request = _Request(collection, session, query, options)
-        depth = _first_depth(wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1))
+        pool = wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1)
+        depth = _first_depth(pool)
         while True:
-            candidates, exhausted = request.candidates(depth)
+            candidates, exhausted = request.candidates(depth, pool)
             if exhausted or len(candidates) >= wanted or depth >= MAX_DEPTH:
                 break
             depth *= 4
@@ -73,7 +80,7 @@ def arm_rankings(collection: "Collection", query: str, depth: int) -> dict[str, 
     """What each arm ranks for a query, before fusion: what fusion is tuned on."""
     with collection.session() as session:
         request = _Request(collection, session, query, SearchOptions())
-        return {"dense": request._dense(depth, False), "lexical": request._lexical(depth, False)}
+        return {"dense": request._dense(depth, None), "lexical": request._lexical(depth, None)}
 
 
 @dataclass(slots=True)
@@ -123,12 +130,16 @@ class _Request:
         self.parsed: ParsedQuery = parse_query(query)
         if not self.parsed.text.strip():
             raise InvalidQuery("the query only excludes; add something to look for")
-        self.condition = self._condition()
-        self.allowed_ids: NDArray[np.int64] | None = None
+        self.filter = self._filter()
+        self.passes = self.filter.to_sql(session.get_bind().dialect) if self.filter is not None else None
+        self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.vector: NDArray[np.float32] | None = None
 
-    def candidates(self, depth: int) -> tuple[list[_Candidate], bool]:
-        """Candidates after fusion, reranking and grouping; and whether there are no more of them."""
+    def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
+        """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
+
+        Each arm ranks `depth` chunks.
+        """
         arms = {"dense": self._dense, "lexical": self._lexical}
         names = list(arms) if self.options.mode == "hybrid" else [self.options.mode]
         rankings, exhausted = {}, True
@@ -139,120 +150,135 @@ class _Request:
             fused = next(iter(rankings.values()))
         else:
             fused = fuse(rankings["dense"], rankings["lexical"], self.parsed.size)
-        found = self._placed(fused, rankings)
-        if self.options.rerank:
-            found, exhausted = self._reranked(found), True
-        return (_best_of_each_document(found) if self.options.group_by == "document" else found), exhausted
+        by_document = self.options.group_by == "document"
+        if not self.options.rerank:
+            return self._placed(fused, rankings, wanted, by_document), exhausted
+        best = self._placed(fused, rankings, max(RERANK_DEPTH, self.options.offset + self.options.top_k))
+        found = self._reranked(best)
+        return (_best_of_each_document(found) if by_document else found), True
 
     def hits(self, page: Sequence[_Candidate]) -> list[SearchHit]:
         """The hits of a page, in its order."""
-        statement = (
-            select(ChunkRow, DocumentRow)
-            .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
-            .where(ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in page)))
-        )
-        rows = {chunk.id: (chunk, document) for chunk, document in self.session.execute(statement)}
-        return [
-            self._hit(candidate, *rows[candidate.chunk_id])
-            for candidate in page
-            if candidate.chunk_id in rows
-        ]
+        ids = [candidate.chunk_id for candidate in page]
+        rows = {row.id: row for row in self.session.execute(_HITS, {"ids": json.dumps(ids)})}
+        wanted = frozenset(query_terms(self.parsed.text))
+        return [self._hit(one, rows[one.chunk_id], wanted) for one in page if one.chunk_id in rows]
 
-    def _hit(self, candidate: _Candidate, chunk: ChunkRow, document: DocumentRow) -> SearchHit:
+    def _hit(self, candidate: _Candidate, row: Any, wanted: Set[str]) -> SearchHit:
         return SearchHit(
             score=candidate.score,
-            document_id=document.external_id,
-            chunk_id=chunk.id,
-            title=document.title,
-            uri=document.uri,
-            language=chunk.language or document.language,
-            text=chunk.text,
-            start=chunk.start,
-            end=chunk.end,
-            metadata=document.meta,
-            highlights=highlights(self.parsed.text, chunk.text),
+            document_id=row.external_id,
+            chunk_id=row.id,
+            title=row.title,
+            uri=row.uri,
+            language=row.language,
+            text=row.text,
+            start=row.start,
+            end=row.end,
+            metadata=row.meta,
+            highlights=highlights(wanted, row.text),
             explain=candidate.origin if self.options.explain else None,
         )
 
-    def _condition(self) -> ColumnElement[bool] | None:
-        """What a chunk must fulfil besides being similar, over ChunkRow and DocumentRow; None: nothing."""
-        dialect = self.session.get_bind().dialect
-        parts = []
-        if self.options.where is not None:
-            from indexer.filters import parse
+    def _filter(self) -> "Filter | None":
+        if self.options.where is None:
+            return None
+        from indexer.filters import parse
 
-            parts.append(parse(self.options.where).to_sql(dialect))
-        demanded = self.collection.store.fulltext.demanded(
-            self.collection.id, self.query, ChunkRow.id.expression
-        )
-        if demanded is not None:
-            parts.append(demanded)
-        return and_(*parts) if parts else None
+        return parse(self.options.where)
 
-    def _passing(self, arm: Callable[[int, bool], Ranking], depth: int) -> tuple[Ranking, bool]:
+    def _passing(self, arm: Arm, depth: int) -> tuple[Ranking, bool]:
         """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
-        ranking = arm(depth, False)
+        ranking = arm(depth, None)
         at_end = len(ranking) < depth
-        if self.condition is None:
+        if self.passes is None and self.demanded is None:
             return ranking, at_end
         passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
         kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
-        if at_end or len(kept) >= self.options.offset + self.options.top_k:
+        wanted = self.options.offset + self.options.top_k
+        if (
+            at_end
+            or sum(chunk_id in passing for chunk_id, _ in ranking[: max(depth // SURE, wanted)]) >= wanted
+        ):
             return kept, at_end
-        ranking = arm(depth, True)
+        ranking = arm(depth, self._allowed_ids)
         return ranking, len(ranking) < depth
 
-    def _dense(self, depth: int, restricted: bool) -> Ranking:
+    def _dense(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         if self.vector is None:
             self.vector = self.collection.embedder.encode_query(self.parsed.text)
-        if restricted and self.allowed_ids is None:
-            self.allowed_ids = np.fromiter(self.session.scalars(self._allowed()), np.int64)
         ids, scores = self.collection.vectors.search(
-            self.vector, depth, allowed=self.allowed_ids if restricted else None, exact=self.options.exact
+            self.vector, depth, allowed=allowed, exact=self.options.exact
         )
         return list(zip(ids.tolist(), scores.tolist(), strict=True))
 
-    def _lexical(self, depth: int, restricted: bool) -> Ranking:
+    def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         return self.collection.store.fulltext.search(
-            self.session.connection(),
-            self.collection.id,
-            self.query,
-            depth,
-            self._allowed() if restricted else None,
+            self.session.connection(), self.collection.id, self.query, depth, allowed
         )
 
-    def _allowed(self) -> Select[Any]:
-        """The ids of all chunks that fulfil the condition."""
-        statement = select(ChunkRow.id).where(ChunkRow.collection_id == self.collection.id)
-        if self.options.where is not None:
-            statement = statement.join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
-        return statement if self.condition is None else statement.where(self.condition)
+    @cached_property
+    def _allowed_ids(self) -> NDArray[np.int64]:
+        """The ids of all chunks that fulfil the condition, ascending."""
+        version = self.session.scalar(
+            select(CollectionRow.version).where(CollectionRow.id == self.collection.id)
+        )
+        # repr: as keys, x = 1 and x = true would be equal
+        key = (version, repr(self.filter), self.parsed.phrases, self.parsed.excluded)
+        return self.collection.index.listed(key, self._list)
+
+    def _list(self) -> NDArray[np.int64]:
+        """Documents first, as there are fewer; ids as one text: as many rows would take four times as long."""
+        chunks = select(ChunkRow.id).where(ChunkRow.collection_id == self.collection.id)
+        if self.passes is not None:
+            documents = select(DocumentRow.id).where(
+                DocumentRow.collection_id == self.collection.id, self.passes
+            )
+            chunks = select(ChunkRow.id).where(ChunkRow.document_id.in_(documents))
+        if self.demanded is not None:
+            chunks = chunks.where(self.demanded)
+        listed = self.session.scalar(select(func.group_concat(chunks.subquery().c.id)))
+        return np.sort(np.fromstring(listed or "", np.int64, sep=","))
 
     def _fulfilling(self, ids: Sequence[int]) -> set[int]:
-        return set(self.session.scalars(self._allowed().where(ChunkRow.id.in_(_listed(ids)))))
+        """Which of a few chunks fulfil the condition."""
+        chunks = select(ChunkRow.id).where(ChunkRow.id.in_(_listed(ids)))
+        if self.passes is not None:
+            chunks = chunks.join(DocumentRow, DocumentRow.id == ChunkRow.document_id).where(self.passes)
+        return set(self.session.scalars(chunks if self.demanded is None else chunks.where(self.demanded)))
 
-    def _placed(self, fused: Ranking, rankings: dict[str, Ranking]) -> list[_Candidate]:
-        """Candidates in ranked order; a chunk deleted since the vectors were read is left out."""
-        statement = select(ChunkRow.id, ChunkRow.document_id).where(
-            ChunkRow.id.in_(_listed(chunk_id for chunk_id, _ in fused))
-        )
-        documents = {row.id: row.document_id for row in self.session.execute(statement)}
-        origins: dict[int, dict[str, dict[str, float]]] = {}
-        for arm, ranking in rankings.items():
-            for rank, (chunk_id, score) in enumerate(ranking, start=1):
-                origins.setdefault(chunk_id, {})[arm] = {"rank": rank, "score": score}
-        return [
-            _Candidate(chunk_id, documents[chunk_id], score, origins[chunk_id])
-            for chunk_id, score in fused
-            if chunk_id in documents
-        ]
+    def _placed(
+        self, fused: Ranking, rankings: dict[str, Ranking], wanted: int, by_document: bool = False
+    ) -> list[_Candidate]:
+        """The best `wanted` candidates, or documents with their best; without chunks deleted a moment ago."""
+        ranks = {
+            arm: {chunk_id: rank for rank, (chunk_id, _) in enumerate(ranking)}
+            for arm, ranking in rankings.items()
+        }
+        found: dict[int, _Candidate] = {}
+        for page in batched(fused, max(wanted, MIN_LOOKED_UP)):
+            ids = [chunk_id for chunk_id, _ in page]
+            rows = self.session.execute(_DOCUMENTS, {"ids": json.dumps(ids)})
+            documents = {row.id: row.document_id for row in rows}
+            for chunk_id, score in page:
+                document_id = documents.get(chunk_id)
+                if document_id is None or (key := document_id if by_document else chunk_id) in found:
+                    continue
+                origin = {
+                    arm: {"rank": place + 1, "score": rankings[arm][place][1]}
+                    for arm, places in ranks.items()
+                    if (place := places.get(chunk_id)) is not None
+                }
+                found[key] = _Candidate(chunk_id, document_id, score, origin)
+            if len(found) >= wanted:
+                break
+        return list(found.values())[:wanted]
 
-    def _reranked(self, found: list[_Candidate]) -> list[_Candidate]:
-        """The best candidates in the reranker's order and with its scores; the rest is dropped."""
+    def _reranked(self, best: list[_Candidate]) -> list[_Candidate]:
+        """The candidates in the reranker's order and with its scores."""
         reranker: Reranker | None = getattr(self.collection, "reranker", None)
         if reranker is None:
             raise InvalidQuery("rerank was asked for, but this collection has no reranker; search without it")
-        best = found[: max(RERANK_DEPTH, self.options.offset + self.options.top_k)]
         statement = select(ChunkRow.id, ChunkRow.text).where(
             ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
         )
@@ -264,10 +290,29 @@ class _Request:
         return sorted(best, key=lambda candidate: (-candidate.score, candidate.chunk_id))
 
 
-def _listed(ids: Iterable[int]) -> Select[Any]:
-    """Ids as one bound parameter, however many there are."""
-    element = func.json_each(json.dumps(list(ids))).table_valued("value")
-    return select(element.c.value)
+def _listed(ids: Iterable[int] | None = None) -> Select[Any]:
+    """Ids as one bound parameter, however many there are: these, or those of the parameter "ids" (JSON)."""
+    listed = bindparam("ids") if ids is None else json.dumps(list(ids))
+    return select(func.json_each(listed).table_valued("value").c.value)
+
+
+# Made once: SQLAlchemy takes longer to put them together than SQLite to answer.
+_DOCUMENTS = select(ChunkRow.id, ChunkRow.document_id).where(ChunkRow.id.in_(_listed()))
+_HITS = (
+    select(
+        ChunkRow.id,
+        ChunkRow.text,
+        ChunkRow.start,
+        ChunkRow.end,
+        func.coalesce(ChunkRow.language, DocumentRow.language).label("language"),
+        DocumentRow.external_id,
+        DocumentRow.title,
+        DocumentRow.uri,
+        DocumentRow.meta,
+    )
+    .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
+    .where(ChunkRow.id.in_(_listed()))
+)
 
 
 def _best_of_each_document(found: Iterable[_Candidate]) -> list[_Candidate]:
@@ -287,15 +332,14 @@ def _spread(
     return [pool[position] for position in order]
 
 
-def highlights(query: str, text: str) -> list[tuple[int, int]]:
-    """The sentence of `text` that shares most with the query, as (start, end); [] if none shares a term.
+def highlights(wanted: Set[str], text: str) -> list[tuple[int, int]]:
+    """The sentence of `text` with most of the wanted terms, as (start, end); [] if none has any.
 
     A term counts the less, the more sentences have it. A passage in another language than the query's has no
     highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
     """
-    wanted = set(query_terms(query))
     spans = sentences(text)
-    shared = [wanted.intersection(query_terms(text[start:end])) for start, end in spans]
+    shared = [wanted & set(query_terms(text[start:end])) for start, end in spans]
     counts = Counter(term for terms in shared for term in terms)
     if not counts:
         return []

@@ -12,14 +12,15 @@ Above, a FAISS index is built in the background.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -50,8 +51,12 @@ log = logging.getLogger(__name__)
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
 SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
+LISTED_BYTES = 32_000_000
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 _FETCH_ROWS = 10_000
+_VERSION = select(CollectionRow.version, CollectionRow.tombstones_since).where(
+    CollectionRow.id == bindparam("id")
+)
 
 
 class CollectionVectors:
@@ -64,6 +69,7 @@ class CollectionVectors:
         self._lock = threading.Lock()  # of replacing the view
         self._builder: threading.Thread | None = None
         self._stop = threading.Event()
+        self._listed: OrderedDict[Hashable, Ids] = OrderedDict()  # least recently used first
 
     @property
     def directory(self) -> Path:
@@ -72,11 +78,7 @@ class CollectionVectors:
     def synchronised(self) -> View:
         """The newest committed version. Costs one SELECT when nothing has changed."""
         with self._store.read() as session:
-            row = session.execute(
-                select(CollectionRow.version, CollectionRow.tombstones_since).where(
-                    CollectionRow.id == self._collection_id
-                )
-            ).one_or_none()
+            row = session.execute(_VERSION, {"id": self._collection_id}).one_or_none()
             if row is None:
                 raise CollectionNotFound(f"the collection with id {self._collection_id} was deleted")
             view = self._view
@@ -92,6 +94,19 @@ class CollectionVectors:
                     view = self._caught_up(session, view, row.version, row.tombstones_since)
                 self._view = view
                 return view
+
+    def listed(self, key: Hashable, make: Callable[[], Ids]) -> Ids:
+        """The chunk ids that pass a filter, remembered; `key` says which filter, and in which version."""
+        with self._lock:
+            if key in self._listed:
+                self._listed.move_to_end(key)
+                return self._listed[key]
+        ids = make()
+        with self._lock:
+            self._listed[key] = ids
+            while len(self._listed) > 1 and sum(one.nbytes for one in self._listed.values()) > LISTED_BYTES:
+                self._listed.popitem(last=False)
+        return ids
 
     def _behind(self, session: Session, view: View) -> bool:
         """Whether so much is new that a snapshot another process wrote would be quicker than a replay."""

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann import ApproximateIndex
+from indexer.ann import CANDIDATES, ApproximateIndex
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms
-RESCORED = 4  # candidates taken from an approximate index per result
+SUBSET_ROWS = 4_096  # a filter that leaves no more than this is searched exactly, in about 5 ms,
+SUBSET_SHARE = 1 / 64  # or no more than this share of all: an index would look at every code
+RESCORED = 2  # candidates taken from an approximate index per result
 _BLOCK_ROWS = 4_096
 
 
@@ -64,7 +65,7 @@ class View:
         rows = None if allowed is None else self.rows(np.asarray(allowed, np.int64))
         if k <= 0 or not len(self.ids) or (rows is not None and not len(rows)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        if rows is not None and len(rows) <= SUBSET_ROWS:
+        if rows is not None and len(rows) <= max(SUBSET_ROWS, SUBSET_SHARE * len(self.ids)):
             return self._best(rows, self._scores(query, rows), k)
         if exact or self.ann is None:
             return self._search_exactly(query, k, rows)
@@ -114,7 +115,7 @@ class View:
             permitted = np.zeros(len(self.ids), np.bool_)
             permitted[rows] = True
         covered = permitted[: ann.count]
-        wanted = min(k * RESCORED, int(np.count_nonzero(covered)))
+        wanted = min(max(k * RESCORED, CANDIDATES), int(np.count_nonzero(covered)))
         near = ann.search(query, wanted, None if covered.all() else covered)
         if len(near) < min(k, wanted):
             return self._search_exactly(query, k, rows)

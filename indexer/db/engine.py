@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from indexer.errors import StoreError
 
-SCHEMA_VERSION = "0001"  # the newest file in migrations/versions; a test compares the two
+SCHEMA_VERSION = "0002"  # the newest file in migrations/versions; a test compares the two
 BUSY_TIMEOUT_MS = 30_000
 WRITER = {"writer": True}  # execution option of a connection that will write
 

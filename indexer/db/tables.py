@@ -75,6 +75,7 @@ class DocumentRow(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "external_id"),
         Index("ix_documents_collection_id_source", "collection_id", "source"),
+        Index("ix_documents_filter", "collection_id", "language", "metadata"),  # read instead of documents
         {"sqlite_autoincrement": True},
     )
     id: Mapped[int] = mapped_column(Id, primary_key=True)

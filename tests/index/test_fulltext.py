@@ -2,9 +2,13 @@
 
 import random
 
+import numpy as np
 import pytest
-from sqlalchemy import column, create_engine, literal, select, table, text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import column, create_engine, select, table, text
 
+from indexer import fulltext, postings
 from indexer.analysis import MAX_TERM_CHARS, index_terms, query_terms
 from indexer.errors import StoreError
 from indexer.fulltext import fulltext_for, parse_query
@@ -130,7 +134,7 @@ def test_a_rare_term_outranks_a_common_one(connection):
 
 
 def test_only_allowed_chunks_are_found(connection):
-    assert found(connection, "brown", allowed=select(literal(7))) == [7]
+    assert found(connection, "brown", allowed=np.array([7, 5])) == [7]
     assert [id for id, _ in fulltext_for(connection.engine).search(connection, 1, "brown", 1)] == [1]
 
 
@@ -211,3 +215,93 @@ def test_strays_are_chunks_without_terms_and_terms_without_a_chunk(connection):
     connection.execute(text("INSERT INTO chunks VALUES (100, 1), (101, 2)"))
     connection.execute(text("DELETE FROM chunks WHERE id IN (3, 4)"))
     assert strays(connection, 1) == 3
+
+
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "bees",
+    "honey",
+    "make",
+    "winter",
+    "hive",
+    "queen",
+    "部署",
+    "数据库",
+    "deployments",
+]
+TEXTS = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=30
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    first=TEXTS,
+    second=TEXTS,
+    gone=st.sets(st.integers(1, 30)),
+    query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join),
+    limit=st.integers(1, 8),
+    allowed=st.none() | st.sets(st.integers(1, 60)),
+    few=st.sampled_from([0.0, 1.0]),
+)
+def test_common_words_are_ranked_as_fts5_ranks_them(first, second, gone, query, limit, allowed, few):
+    """The same rows and scores from memory as from FTS5, while rows come and go."""
+    engine = create_engine("sqlite://")
+    rows = dict(enumerate([*first, *second], start=1))
+    chosen = None if allowed is None else np.array(sorted(allowed), np.int64)
+    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
+        ranked = fulltext_for(engine)
+        ranked.create(connection, 1)
+        patch.setattr(postings, "NEWER_ROWS", 3)
+        patch.setattr(postings, "FEW_SHARE", few)
+        for change in (
+            lambda: ranked.add(connection, 1, list(rows.items())[: len(first)]),
+            lambda: ranked.add(connection, 1, list(rows.items())[len(first) :]),
+            lambda: ranked.remove(connection, 1, [(id, rows[id]) for id in gone if id in rows]),
+        ):
+            change()
+            connection.commit()
+            patch.setattr(fulltext, "RANKED_BY_FTS5", -1)
+            quick = ranked.search(connection, 1, query, limit, chosen)
+            patch.setattr(fulltext, "RANKED_BY_FTS5", 10**9)
+            slow = ranked.search(connection, 1, query, 100, chosen)
+            assert [score for _, score in quick] == pytest.approx(
+                [s for _, s in slow[:limit]], rel=1e-4, abs=1e-6
+            )
+            assert dict(quick) == pytest.approx({id: dict(slow)[id] for id, _ in quick}, rel=1e-4, abs=1e-6)
+    engine.dispose()
+
+
+def test_the_commonest_terms_only_raise_candidates():
+    """With the bound reached after the rare list, rows that only the common one has are not looked at."""
+    common = postings.PostingList(np.arange(100, dtype=np.int32), np.ones(100, np.uint16))
+    rare = postings.PostingList(np.array([3, 50], np.int32), np.array([1, 2], np.uint16))
+    norms = np.ones(100, np.float32)
+    for limit in (1, 2, 5):
+        quick = postings.top_rows([rare, common], [5.0, 0.1], norms, np.zeros(100, np.float32), limit)
+        shares = np.full(100, 0.1 * 2.2 / 2)
+        shares[[3, 50]] += [5 * 2.2 / 2, 5 * 2 * 2.2 / 3]
+        order = np.lexsort((np.arange(100), -shares))[:limit]
+        assert quick[0].tolist() == order.tolist()
+        assert quick[1].tolist() == pytest.approx(shares[order].tolist())
+    assert [part.tolist() for part in postings.top_rows([], [], norms, np.zeros(100, np.float32), 3)] == [
+        [],
+        [],
+    ]
+
+
+def test_lengths_of_many_bytes_are_read():
+    encoded = np.array([0x00, 0x7F, 0x81, 0x00, 0x88, 0x92, 0x20], np.uint8)
+    assert postings._varints(encoded).tolist() == [0, 127, 128, 133_408]
+
+
+def test_lists_that_were_not_used_for_long_are_forgotten(connection, monkeypatch):
+    monkeypatch.setattr("indexer.fulltext.RANKED_BY_FTS5", -1)
+    monkeypatch.setattr("indexer.postings.LIST_BYTES", 6)
+    connection.commit()
+    ranked = fulltext_for(connection.engine)
+    for query in ("brown", "quick", "brown", "fox"):
+        ranked.search(connection, 1, query, 10)
+    assert list(ranked._postings[1]._rows.lists) == ["fox"]

@@ -4,9 +4,16 @@ import contextlib
 
 import numpy as np
 import pytest
-from fakes import FakeEmbedder
+from fakes import PIPELINE, FakeEmbedder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
 
+from indexer import search
+from indexer.analysis import query_terms
+from indexer.db.tables import DocumentRow
 from indexer.errors import InvalidFilter, InvalidQuery, LimitExceeded
+from indexer.filters import parse
 from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.search import highlights
 from indexer.store import open_store
@@ -68,6 +75,63 @@ def test_a_filter_never_costs_results(collection, mode):
     exactly_one = collection.search("filler text", SearchOptions(mode=mode, top_k=5, where="n = 7"))
     assert ids(exactly_one) == ["filler007"]
     assert collection.search("filler text", SearchOptions(mode=mode, where="n = 1000")) == []
+
+
+FILTERS = [
+    "n = 1",
+    "n = true",
+    "n >= 2 and tags = a",
+    "not tags in (a, b)",
+    'language = "en" and n < 3',
+    "o.x = 1",
+]
+METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "n": st.sampled_from([0, 1, 2, 3, True, None, "1"]),
+        "tags": st.lists(st.sampled_from("abc"), max_size=2),
+        "o": st.fixed_dictionaries({"x": st.sampled_from([1, 2])}),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory):
+    with open_store(
+        tmp_path_factory.mktemp("changing"), lambda _: FakeEmbedder(), pipeline=PIPELINE
+    ) as store:
+        yield store.create_collection("default")
+
+
+@settings(max_examples=12, deadline=None)
+@given(metadata=st.lists(METADATA, min_size=12, max_size=12), where=st.sampled_from(FILTERS))
+def test_listed_filters_are_the_obvious_ones_while_documents_change(changing, metadata, where):
+    """All that pass, from the list of passing chunks: each example changes the same documents."""
+    documents = [
+        Document(f"d{n}", "word", language="en" if n % 2 else "de", metadata=fields)
+        for n, fields in enumerate(metadata)
+    ]
+    changing.upsert(documents)
+    passing = {
+        one.id
+        for one in documents
+        if parse(where).matches({"language": one.language, "metadata": one.metadata})
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "MIN_DEPTH", 1)  # so that the first ranking never holds enough
+        patch.setattr(search, "DEPTH_PER_HIT", 0)
+        for _ in range(2):
+            options = SearchOptions(mode="dense", top_k=50, where=where)
+            assert set(ids(changing.search("word", options))) == passing
+
+
+def test_filters_on_metadata_and_language_are_read_from_their_index(collection):
+    condition = parse('n >= 190 and language = "en"').to_sql(collection.store.engine.dialect)
+    statement = select(DocumentRow.id).where(DocumentRow.collection_id == 1, condition)
+    with collection.store.engine.connect() as connection:
+        sql = statement.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}").all()
+    assert plan[0].detail.startswith("SEARCH documents USING COVERING INDEX ix_documents_filter")
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
@@ -144,10 +208,14 @@ def test_fusion_does_not_depend_on_the_scale_of_cosines():
 
 def test_highlights():
     text = "Nothing here. The quick brown fox jumps. A fox."
-    assert [text[a:b] for a, b in highlights("quick foxes jump", text)] == ["The quick brown fox jumps."]
-    assert highlights("absent", text) == []
+    assert [text[a:b] for a, b in highlights(set(query_terms("quick foxes jump")), text)] == [
+        "The quick brown fox jumps."
+    ]
+    assert highlights(set(query_terms("absent")), text) == []
     common = "What the fox is, the hare is. Is the owl the king? Wisdom."
-    assert [common[a:b] for a, b in highlights("is the owl wise", common)] == ["Is the owl the king?"]
+    assert [common[a:b] for a, b in highlights(set(query_terms("is the owl wise")), common)] == [
+        "Is the owl the king?"
+    ]
 
 
 @pytest.mark.parametrize(

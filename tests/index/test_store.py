@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fakes import PIPELINE, FakeEmbedder
+from sqlalchemy import inspect
 
-from indexer.db.engine import SCHEMA_VERSION, alembic_config
+from indexer.db.engine import SCHEMA_VERSION, WRITER, alembic_config, schema_version
 from indexer.db.tables import Base
 from indexer.errors import (
     CollectionExists,
@@ -47,6 +49,20 @@ def test_migrations_make_the_schema_of_the_tables(store):
         head = ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
     assert differences == []
     assert head == SCHEMA_VERSION
+
+
+def test_an_older_store_is_upgraded_when_it_is_opened(store, collection, embedder):
+    collection.upsert([Document("a", "one", metadata={"n": 1}), Document("b", "two")])
+    with store.engine.connect().execution_options(**WRITER) as connection:
+        command.downgrade(alembic_config(connection), "0001")
+        connection.commit()
+    assert schema_version(store.engine) == "0001"
+    store.close()
+    with open_store(store.directory, lambda model_id: embedder, pipeline=PIPELINE) as again:
+        assert schema_version(again.engine) == SCHEMA_VERSION
+        indexes = {index["name"] for index in inspect(again.engine).get_indexes("documents")}
+        assert "ix_documents_filter" in indexes
+        assert [one["id"] for one in again.collection("default").documents(where="n = 1")] == ["a"]
 
 
 def test_ids_are_never_used_twice(collection):

@@ -282,9 +282,9 @@ def test_deleted_bytes_come_back(small_snapshots, store, collection):
     [
         (1_000, 8, "auto", "exact", "exact search over 1,000 vectors of 384 takes about 0.2 ms"),
         (62_500, 8, "auto", "exact", "takes about 10.0 ms"),
-        (62_501, 8, "auto", "ivf", "IVF with 512 lists over 62,501 vectors of 384, 25 MB"),
-        (1_000_000, 24, "auto", "ivf", "IVF with 2,048 lists over 1,000,000 vectors of 384, 392 MB"),
-        (1_000_000, 0.5, "auto", "exact", "no memory for an index over 1,000,000 vectors of 384 (784 MB)"),
+        (62_501, 8, "auto", "ivf", "IVF with 512 lists over 62,501 vectors of 384, 7 MB"),
+        (1_000_000, 24, "auto", "ivf", "IVF with 2,048 lists over 1,000,000 vectors of 384, 104 MB"),
+        (1_000_000, 0.2, "auto", "exact", "no memory for an index over 1,000,000 vectors of 384 (208 MB)"),
         (1_000, 8, "hnsw", "hnsw", "hnsw, as asked for"),
     ],
 )
