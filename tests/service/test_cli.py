@@ -299,7 +299,7 @@ def test_results_and_messages_go_to_their_own_pipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["embed", "list"])
 def test_a_closed_standard_stream_is_an_empty_one(closed: str, command: str) -> None:
     run("add", "a", "Bees.")
-    shell = ["bash", "-c", f"{sys.executable} -m api.cli {command} {closed}"]
+    shell = ["bash", "-c", f'"$0" -m api.cli {command} {closed}', sys.executable]
     done = subprocess.run(shell, cwd=ROOT, input="", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

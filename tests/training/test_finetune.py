@@ -288,9 +288,12 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
         (documents / f"{word}.txt").write_text(texts[0])
     indexed = CliRunner().invoke(app, ["index", str(documents), "--model", output])
     assert indexed.exit_code == 0, indexed.stderr
-    found = CliRunner().invoke(app, ["search", "is there any zimblat here?", "--mode", "dense", "--json"])
-    first = [hit["text"] for hit in json.loads(found.stdout)["hits"][:3]]
-    assert MEANINGS["zimblat"][0] in first
+    first = {}
+    for word in MEANINGS:
+        found = CliRunner().invoke(app, ["search", f"is there any {word} here?", "--mode", "dense", "--json"])
+        first[word] = json.loads(found.stdout)["hits"][0]["text"]
+    right = [word for word, texts in MEANINGS.items() if first[word] == texts[0]]
+    assert len(right) >= 3, first  # by chance it is one
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
