@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv_embed.packing import LEVELS
@@ -66,9 +67,13 @@ class TokenTable:
 
     @torch.no_grad()
     def folded(self) -> "TokenTable":
-        """A table without a network whose rows are this one's, moved; its moments are fresh."""
+        """A table without a network whose rows are this one's, moved; its moments are fresh.
+
+        Rows have length 1, as in a new `Bag`: a step of Adam must be as far for them as it was.
+        """
         tokens = torch.arange(len(self.weight)).split(FOLDED_AT_ONCE)
-        return TokenTable(torch.cat([self.moved(part, self.weight[part]) for part in tokens]))
+        rows = [F.normalize(self.moved(part, self.weight[part]), dim=1) for part in tokens]
+        return TokenTable(torch.cat(rows))
 
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""
