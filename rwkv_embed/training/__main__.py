@@ -27,6 +27,8 @@ RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARIT
 CAP = 12_000  # texts of a language that are counted for the vocabulary
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
 NETWORK_HIDDEN = 768
+# No stage draws what another has learned; resumed at step n, a stage draws with its seed + n.
+NETWORK_SEED, BAG_SEED, BLOCKS_SEED = 0, 1_000_000, 2_000_000
 ONE_LAYER_FFN = 64  # nothing is asked of the channel mixing of a bag
 MEASURED_TEXTS = 6_000
 FIRST_PIECE = 258  # after EOS, unknown and the bytes
@@ -67,10 +69,11 @@ def main() -> None:
     network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
     rows = TokenTable(bag.emb, network)
     schedule = loop.Schedule(rate=2e-3, table_rate=2e-3, minutes=options.network_minutes)
-    loop.train(bag, rows, sources, schedule, work / "network.pt", loop.append_json(work / "network.jsonl"))
+    network_log = loop.append_json(work / "network.jsonl")
+    loop.train(bag, rows, sources, schedule, work / "network.pt", network_log, NETWORK_SEED)
     rows = rows.folded()
     schedule = loop.Schedule(rate=3e-4, table_rate=1e-3, minutes=options.bag_minutes)
-    loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"))
+    loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"), BAG_SEED)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources))
 
@@ -79,7 +82,8 @@ def main() -> None:
     model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, n_ffn)
     if options.layers > 1:
         schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
-        loop.train(model, rows, sources, schedule, work / "rwkv.pt", loop.append_json(work / "rwkv.jsonl"))
+        blocks_log = loop.append_json(work / "rwkv.jsonl")
+        loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)
     export.export(model, rows.weight, work / "model.safetensors")
 
 
