@@ -50,7 +50,7 @@ class Bag(nn.Module):
     a little and cost question to passage much (docs/log.md).
 
     Equal to a one-layer RWKV-7 with decay 1, no removal, keys along one direction per head, gate 1 and no
-    channel mixing: pooled = W_o group_norm(sum_t s(x_t) W_v x_t), x = ln1(ln0(emb)).
+    channel mixing: pooled = W_o group_norm(W_v sum_t s(x_t) x_t), x = ln1(ln0(emb)).
     """
 
     def __init__(self, table: Tensor, importance: Tensor) -> None:
@@ -86,12 +86,17 @@ class Bag(nn.Module):
     def forward(self, rows: Tensor, index: Tensor, starts: Tensor) -> Tensor:
         """`rows` (U, C): the batch's distinct tokens; `index` (T,) into them; `starts` (B + 1,)."""
         x0 = F.layer_norm(rows, rows.shape[-1:])
-        x = x0 + self.bias
-        weighted = (x @ self.value.T).unflatten(1, (-1, N)) * (x @ self.weight.T)[..., None]
-        pooled = F.embedding_bag(index, weighted.flatten(1), starts[:-1], mode="sum")
-        h = x0[index[starts[1:] - 1]] + self.ln_x(pooled) @ self.output.T  # every text ends with EOS
+        importance = (x0 + self.bias) @ self.weight[0]  # every head's
+        pooled = F.embedding_bag(index, x0 * importance[:, None], starts[:-1], mode="sum")
+        h = x0[index[starts[1:] - 1]] + self.ln_x(pooled @ self.value.T) @ self.output.T  # all end with EOS
         vectors: Tensor = self.head(self.ln_out(h))
         return vectors
+
+
+def importance_of(bag: Bag, rows: Tensor) -> Tensor:
+    """(V,) what the tokens of `rows` (V, C) count in a text, 0..1 as a rule."""
+    keys: Tensor = (F.layer_norm(rows, rows.shape[-1:]) + bag.bias) @ bag.weight[0]
+    return keys / FIRM**2
 
 
 def lora_rank(C: int, factor: float, power: float) -> int:

@@ -34,12 +34,10 @@ class Teacher:
         self._read((Path(spec.origin).parent / "e5-small-q4.bin").read_bytes())
         self.tokenizer = Tokenizer(models.Unigram(self.pieces, self.unk, False))
         self.tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-        # int8 products: 1.4x the speed without VNNI or AMX, cosine 0.988 to float32
-        self.packed = {
-            name: _pack(values, self.weights[name[:-1] + "b"])
-            for name, values in self.weights.items()
-            if re.fullmatch(r"l\d+\.(q|k|v|ao|fi|fo)\.w", name)
-        }
+        # Twice as fast where the processor multiplies it, cosine 0.9999 to float32. int8 is no way out: 0.979.
+        dtype = torch.bfloat16 if torch.cpu.get_capabilities()["avx512_bf16"] else torch.float32
+        for name, values in self.weights.items():
+            self.weights[name] = values.to(dtype)
 
     def _read(self, raw: bytes) -> None:
         at = 8
@@ -123,8 +121,7 @@ class Teacher:
             return F.layer_norm(x, (WIDTH,), w[name + ".w"], w[name + ".b"], self.eps)
 
         def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-            product: torch.Tensor = torch.ops.quantized.linear_dynamic(x, self.packed[name + ".w"], True)
-            return product
+            return F.linear(x, w[name + ".w"], w[name + ".b"])
 
         h = norm(F.embedding(ids, w["emb.word"]) + w["emb.pos"][:T] + w["emb.type"][0], "emb.ln")
         for i in range(self.n_layer):
@@ -133,14 +130,7 @@ class Teacher:
             h = norm(h + linear(mixed.transpose(1, 2).reshape(B, T, -1), f"l{i}.ao"), f"l{i}.aln")
             h = norm(h + linear(F.gelu(linear(h, f"l{i}.fi")), f"l{i}.fo"), f"l{i}.oln")
         weight = mask[..., None].float()
-        return F.normalize((h * weight).sum(1) / weight.sum(1), dim=-1)
-
-
-def _pack(weight: torch.Tensor, bias: torch.Tensor) -> torch.ScriptObject:
-    scale, zero = weight.abs().amax(1) / 127 + 1e-9, torch.zeros(len(weight), dtype=torch.long)
-    return torch.ops.quantized.linear_prepack(
-        torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8), bias
-    )
+        return F.normalize((h.float() * weight).sum(1) / weight.sum(1), dim=-1)
 
 
 def cache_targets(lines: list[Line], folder: Path, block: int = 2048) -> None:
