@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
 from rwkv_embed.hub import resolve
 from rwkv_embed.ops.fast import FastRWKV7
-from rwkv_embed.ops.fast.kernels import Gates, Norm, NumpyKernels, Products, load_kernels
+from rwkv_embed.ops.fast.choice import load_kernels
+from rwkv_embed.ops.fast.kernels import Gates, Norm, Products
+from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.ops.fast.model import _pack
 from rwkv_embed.ops.fast.weights import read_safetensors
 from rwkv_embed.packing import pack_int4, unpack_int4
