@@ -31,6 +31,7 @@ class NumpyKernels:
 
     name = "numpy"
     releases_gil = False
+    native: frozenset[Dtype] = frozenset()
 
     def __init__(self, head_size: int) -> None:
         self._head_size = head_size
