@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Norm, Products
-from rwkv_embed.ops.fast.narrow import quantize, round_bfloat16
+from rwkv_embed.ops.fast.narrow import quantize_columns, round_bfloat16
 
 def _pointers(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_void_p) for name in names]
@@ -98,8 +98,8 @@ class CompiledKernels:
         if dtype == "bfloat16":
             return _BFloat16(_panels(round_bfloat16(matrix), 2))
         if dtype == "int8":
-            numbers, scale = quantize(matrix, axis=0)
-            return _Int8(_panels(numbers, 4), scale[0], numbers.sum(0, dtype=np.int32))
+            numbers, scale = quantize_columns(matrix)
+            return _Int8(_panels(numbers, 4), scale, numbers.sum(0, dtype=np.int32))
         return _panels(matrix, 1)
 
     def pack_gates(self, gates: Gates) -> _PackedGates:
@@ -115,7 +115,7 @@ class CompiledKernels:
             wide = "bfloat16" in self.native
             self._matmul_bfloat16(wide, *sizes, *map(_at, (x, packed.panels, scratch, out)))
         elif isinstance(packed, _Int8):
-            scratch = np.empty(rows * (-(-depth // 4) + 1), np.int32)
+            scratch = np.empty(rows * (-(-depth // 4) + 2), np.int32)
             wide = "int8" in self.native
             addresses = map(_at, (x, packed.panels, packed.scale, packed.totals, scratch, out))
             self._matmul_int8(wide, *sizes, *addresses)

@@ -17,8 +17,23 @@ def as_float32(rounded: NDArray[np.uint16]) -> Array:
     return (rounded.astype(np.uint32) << 16).view(np.float32)
 
 
-def quantize(x: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
-    """Whole numbers in -127 ... 127 and the scale, of which there is one along `axis`: x is about their product."""
-    largest = np.abs(x).max(axis, keepdims=True, initial=0)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return np.rint(x * inverse).astype(np.int8), largest / np.float32(127)
+def quantize_columns(matrix: Array) -> tuple[NDArray[np.int8], Array]:
+    """Whole numbers in -127 ... 127 (K, N) and a scale (N,) for each column: a matrix is about their product."""
+    largest = np.abs(matrix).max(0, initial=0)
+    return np.rint(matrix * _inverse(largest, 127)).astype(np.int8), largest / np.float32(127)
+
+
+def quantize_rows(x: Array) -> tuple[Array, Array]:
+    """Whole numbers (..., K), 254 apart from the least to the largest, and a scale (..., 1) for each row.
+
+    They are what bytes of products.c mean: a byte less the row's zero.
+    """
+    least, largest = x.min(-1, keepdims=True, initial=0), x.max(-1, keepdims=True, initial=0)
+    inverse = _inverse(largest - least, 254)
+    zero = np.ceil(-least * inverse)
+    return np.rint(x * inverse + zero) - zero, (largest - least) / np.float32(254)
+
+
+def _inverse(size: Array, steps: int) -> Array:
+    """Steps a unit; 0 where all is 0."""
+    return np.divide(np.float32(steps), size, out=np.zeros_like(size), where=size > 0)

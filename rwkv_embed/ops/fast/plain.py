@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast.kernels import Array, Gates, Index, Norm, Products, read_positions
-from rwkv_embed.ops.fast.narrow import as_float32, quantize, round_bfloat16
+from rwkv_embed.ops.fast.narrow import as_float32, quantize_columns, quantize_rows, round_bfloat16
 from rwkv_embed.packing import unpack_int4
 
 LAYER_NORM_EPS = 1e-5
@@ -19,9 +19,9 @@ _LEAST_NORM = 1e-12  # of a removal key
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """(K, N) in float32 with the numbers that `dtype` has; of int8, whole numbers times `scale` (1, N)."""
+    """(K, N) in float32 with the numbers that `dtype` has; of int8, whole numbers times `scale` (N,)."""
 
-    numbers: Array
+    matrix: Array
     scale: Array
     dtype: Dtype
 
@@ -37,17 +37,25 @@ class NumpyKernels:
         self._head_size = head_size
 
     def pack(self, matrix: Array, dtype: Dtype = "float32") -> _Matrix:
-        return _Matrix(*_rounded(matrix, dtype, axis=0), dtype)
+        if dtype == "int8":
+            numbers, scale = quantize_columns(matrix)
+            return _Matrix(numbers.astype(np.float32), scale, dtype)
+        rounded = as_float32(round_bfloat16(matrix)) if dtype == "bfloat16" else matrix
+        return _Matrix(rounded, np.ones(matrix.shape[1], np.float32), dtype)
 
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
-        numbers, scale = packed.numbers, packed.scale
+        matrix, scale = packed.matrix, packed.scale
         if x.ndim == 3:
-            numbers, scale = (array.reshape(len(array), len(x), -1).transpose(1, 0, 2) for array in (numbers, scale))
-        rows, row_scale = _rounded(x, packed.dtype, axis=-1)
-        np.matmul(rows, numbers, out=out)
+            matrix = matrix.reshape(len(matrix), len(x), -1).transpose(1, 0, 2)
+            scale = scale.reshape(len(x), 1, -1)
         if packed.dtype == "int8":
+            x, row_scale = quantize_rows(x)
+            np.matmul(x, matrix, out=out)
             out *= row_scale * scale
-        return out
+            return out
+        if packed.dtype == "bfloat16":
+            x = as_float32(round_bfloat16(x))
+        return np.matmul(x, matrix, out=out)
 
     def pack_gates(self, gates: Gates) -> Gates:
         return gates
@@ -191,11 +199,3 @@ def _standardise(x: Array, eps: float) -> Array:
 def _sigmoid(x: Array) -> Array:
     return np.float32(1) / (np.float32(1) + np.exp(-np.clip(x, -87, 87)))
 
-
-def _rounded(x: Array, dtype: Dtype, axis: int) -> tuple[Array, Array]:
-    """Numbers of `dtype`, in float32, and the scale that there is along `axis`."""
-    if dtype == "int8":
-        numbers, scale = quantize(x, axis)
-        return numbers.astype(np.float32), scale
-    one = np.ones_like(x.take([0], axis))
-    return (as_float32(round_bfloat16(x)) if dtype == "bfloat16" else x), one

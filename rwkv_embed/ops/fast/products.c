@@ -168,51 +168,59 @@ EXPORT void rwkv_matmul_bfloat16(int64_t wide, int64_t B, int64_t M, int64_t K, 
     }
 }
 
-#define ZERO 128 /* of the unsigned bytes of x: what multiplies signed weights is to be unsigned */
+typedef struct { /* a row of x in bytes: a byte is a number's distance from `zero`, in steps of `scale` */
+    float scale;
+    int32_t zero;
+} Row;
 
-/* Rows of x in bytes of scale[m] each, 127 of them its largest number; filled up to whole words. */
-FOR_EACH_CPU static void quantize_rows(int64_t M, int64_t K, const float *x, uint8_t *bytes, float *scale) {
+/* Rows of x in bytes; filled up to whole words. A row's range, which always holds 0, takes 254 steps: those that
+ * are left over keep rounding within a byte. Zeros are exact, and squares of relus use the whole byte. */
+FOR_EACH_CPU static void quantize_rows(int64_t M, int64_t K, const float *x, uint8_t *bytes, Row *rows) {
     for (int64_t m = 0; m < M; m++, x += K) {
-        float largest = 0.0f;
-#pragma omp simd reduction(max : largest)
-        for (int64_t k = 0; k < K; k++) largest = fabsf(x[k]) > largest ? fabsf(x[k]) : largest;
-        scale[m] = largest / 127.0f;
-        const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+        float least = 0.0f, largest = 0.0f;
+#pragma omp simd reduction(min : least) reduction(max : largest)
         for (int64_t k = 0; k < K; k++) {
-            const float rounded = x[k] * inverse + (12582912.0f + ZERO); /* its lowest byte is the number rounded */
+            least = x[k] < least ? x[k] : least;
+            largest = x[k] > largest ? x[k] : largest;
+        }
+        const float range = largest - least, inverse = range > 0.0f ? 254.0f / range : 0.0f;
+        const float zero = ceilf(-least * inverse);
+        rows[m] = (Row){range / 254.0f, (int32_t)zero};
+        for (int64_t k = 0; k < K; k++) {
+            const float rounded = x[k] * inverse + (12582912.0f + zero); /* its lowest byte is the number rounded */
             uint32_t bits;
             memcpy(&bits, &rounded, sizeof bits);
             *bytes++ = (uint8_t)bits;
         }
-        for (int64_t k = K; k % 4; k++) *bytes++ = ZERO;
+        for (int64_t k = K; k % 4; k++) *bytes++ = 0; /* times weights of 0 */
     }
 }
 
-/* out = (sums - ZERO * totals) * scales, for sums (M, N) that are where out will be. */
-FOR_EACH_CPU static void scale_sums(int64_t M, int64_t N, const float *row_scale, const float *scale,
-                                    const int32_t *totals, float *out) {
+/* out = (sums - zero * totals) * scales, for sums (M, N) that are where out will be. */
+FOR_EACH_CPU static void scale_sums(int64_t M, int64_t N, const Row *rows, const float *scale, const int32_t *totals,
+                                    float *out) {
     for (int64_t m = 0; m < M; m++, out += N) {
         const Word *sums = (const Word *)out;
 #pragma omp simd
-        for (int64_t n = 0; n < N; n++) out[n] = (float)(sums[n] - ZERO * totals[n]) * row_scale[m] * scale[n];
+        for (int64_t n = 0; n < N; n++) out[n] = (float)(sums[n] - rows[m].zero * totals[n]) * rows[m].scale * scale[n];
     }
 }
 
 /* The same in int8: weights of scale (B * N) each, whose columns sum up to totals (B * N).
- * scratch: M * ((K + 3) / 4 + 1) words. K is at most 66,000, so that sums of 255 * 127 fit. */
+ * scratch: M * ((K + 3) / 4 + 2) words. K is at most 66,000, so that sums of 255 * 127 fit. */
 EXPORT void rwkv_matmul_int8(int64_t wide, int64_t B, int64_t M, int64_t K, int64_t N, const float *x,
                              const Word *packed, const float *scale, const int32_t *totals, Word *scratch,
                              float *out) {
     const int64_t words = (K + 3) / 4;
-    float *row_scale = (float *)(scratch + M * words);
+    Row *rows = (Row *)(scratch + M * words);
     for (; B > 0; B--, x += M * K, packed += words * N, scale += N, totals += N, out += M * N) {
-        quantize_rows(M, K, x, (uint8_t *)scratch, row_scale);
+        quantize_rows(M, K, x, (uint8_t *)scratch, rows);
 #ifdef CHOOSES_CPU
         if (wide) wide_int8(M, words, N, scratch, packed, (Word *)out);
         else
 #endif
             portable_int8(M, words, N, scratch, packed, (Word *)out);
-        scale_sums(M, N, row_scale, scale, totals, out);
+        scale_sums(M, N, rows, scale, totals, out);
     }
 }
 

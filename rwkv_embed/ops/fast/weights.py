@@ -83,8 +83,8 @@ class LowRank:
         """Parameters, without the zeros; before packing."""
         return self.width * (len(self.down) + int(self.up.shape[1]))
 
-    def packed(self, kernels: Kernels) -> "LowRank":
-        return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
+    def packed(self, kernels: Kernels, dtype: Dtype) -> "LowRank":
+        return replace(self, down=kernels.pack(self.down, dtype), up=kernels.pack(self.up, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +130,13 @@ class Layer:
     ffn: ChannelMixing | None
 
     def packed(self, kernels: Kernels, dtype: Dtype) -> "Layer":
-        """The same layer with matrices and gates as the kernels want them; low-rank pairs stay float32."""
+        """The same layer with matrices and gates as the kernels want them; low-rank pairs are at least bfloat16."""
         plain = {name: kernels.pack(getattr(self, name), dtype) for name in ("receptance", "value", "output")}
+        parts = {name: part and part.packed(kernels, dtype) for name, part in (("key", self.key), ("ffn", self.ffn))}
+        of_pairs: Dtype = "bfloat16" if dtype == "int8" else dtype
         pairs = {letter: getattr(self, letter) for letter in "wavg"}
-        packed = {letter: pair and pair.packed(kernels) for letter, pair in pairs.items()}
-        return replace(
-            self,
-            **plain,
-            **packed,
-            key=self.key.packed(kernels, dtype),
-            ffn=self.ffn and self.ffn.packed(kernels, dtype),
-            gates=kernels.pack_gates(self.gates),
-        )
+        pairs = {letter: pair and pair.packed(kernels, of_pairs) for letter, pair in pairs.items()}
+        return replace(self, **plain, **parts, **pairs, gates=kernels.pack_gates(self.gates))
 
 
 @dataclass(frozen=True, slots=True)
