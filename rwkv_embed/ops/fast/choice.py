@@ -9,7 +9,7 @@ from rwkv_embed.ops.fast.plain import NumpyKernels
 
 _MAX_HEAD_SIZE = 256  # MAX_HEAD of kernels.c
 _HEAD_SIZE_STEP = 8  # LANES of common.h
-_LARGE = 5e6  # matrix parameters a token passes through, from which on products are most of the work
+_MANY_FLOPS = 10e6  # a token, from which on products are most of the work: bfloat16 is 1.3 to 1.8 times as fast
 
 
 def load_kernels(config: ModelConfig) -> Kernels:
@@ -25,4 +25,4 @@ def load_kernels(config: ModelConfig) -> Kernels:
 
 def choose_dtype(kernels: Kernels, flops_per_token: int) -> Dtype:
     """bfloat16 where the processor multiplies it faster and products are most of the work, else float32."""
-    return "bfloat16" if "bfloat16" in kernels.native and flops_per_token > 2 * _LARGE else "float32"
+    return "bfloat16" if "bfloat16" in kernels.native and flops_per_token >= _MANY_FLOPS else "float32"

@@ -11,6 +11,7 @@ from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Norm, Products
 from rwkv_embed.ops.fast.narrow import quantize_columns, round_bfloat16
 
+
 def _pointers(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_void_p) for name in names]
 
@@ -108,17 +109,16 @@ class CompiledKernels:
         return _PackedGates(gates, _LayerPointers(*map(_at, arrays)))
 
     def matmul(self, x: Array, packed: Any, out: Array) -> Array:
-        sizes = len(x) if x.ndim == 3 else 1, *x.shape[-2:], out.shape[-1]
-        rows, depth = x.shape[-2:]
+        *batch, rows, depth = x.shape
+        sizes = *(batch or [1]), rows, depth, out.shape[-1]
         if isinstance(packed, _BFloat16):
             scratch = np.empty(rows * -(-depth // 2), np.int32)
-            wide = "bfloat16" in self.native
-            self._matmul_bfloat16(wide, *sizes, *map(_at, (x, packed.panels, scratch, out)))
+            addresses = [_at(array) for array in (x, packed.panels, scratch, out)]
+            self._matmul_bfloat16("bfloat16" in self.native, *sizes, *addresses)
         elif isinstance(packed, _Int8):
             scratch = np.empty(rows * (-(-depth // 4) + 2), np.int32)
-            wide = "int8" in self.native
-            addresses = map(_at, (x, packed.panels, packed.scale, packed.totals, scratch, out))
-            self._matmul_int8(wide, *sizes, *addresses)
+            arrays = (x, packed.panels, packed.scale, packed.totals, scratch, out)
+            self._matmul_int8("int8" in self.native, *sizes, *[_at(array) for array in arrays])
         else:
             self._matmul(*sizes, *map(_at, (x, packed, out)))
         return out

@@ -1,4 +1,4 @@
-"""The operations of an RWKV-7 layer behind one protocol: in C (compiled.py), or the same numbers in NumPy (plain.py).
+"""The operations of an RWKV-7 layer behind one protocol: in C (compiled.py), or the same in NumPy (plain.py).
 
 Texts are packed, without padding: `starts` (n + 1, int64) are cumulative lengths, text s is at positions
 starts[s] ... starts[s + 1] - 1 of a stream of T tokens. Arrays are float32 and C-contiguous.

@@ -19,7 +19,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rwkv_embed.config import Dtype, ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig, check_dtype
 from rwkv_embed.errors import StateError, TokenizerError
 from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops
 from rwkv_embed.ops.fast.choice import choose_dtype, load_kernels
@@ -49,11 +49,13 @@ class FastRWKV7:
     ) -> None:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
-        `dtype`: of the large products, by default what is fastest of float32 and bfloat16 (see choice.py); all else
-        is float32. `threads` (default: the processors this process may use) are busy only inside a call.
+        `dtype`: of the products, by default the faster of float32 and bfloat16 (see choice.py); all else is float32.
+        `threads` (default: the processors this process may use) are busy only inside a call.
         `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
         besides, passes through when no state is asked for.
         """
+        if dtype is not None:
+            check_dtype(dtype)
         weights = build_weights(tensors)
         self.config = weights.config
         if config is not None and _sizes(config) != _sizes(self.config):

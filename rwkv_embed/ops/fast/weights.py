@@ -130,13 +130,17 @@ class Layer:
     ffn: ChannelMixing | None
 
     def packed(self, kernels: Kernels, dtype: Dtype) -> "Layer":
-        """The same layer with matrices and gates as the kernels want them; low-rank pairs are at least bfloat16."""
-        plain = {name: kernels.pack(getattr(self, name), dtype) for name in ("receptance", "value", "output")}
-        parts = {name: part and part.packed(kernels, dtype) for name, part in (("key", self.key), ("ffn", self.ffn))}
+        """The same layer with matrices and gates as the kernels want them.
+
+        Low-rank pairs are small and decide what is forgotten: never int8.
+        """
         of_pairs: Dtype = "bfloat16" if dtype == "int8" else dtype
-        pairs = {letter: getattr(self, letter) for letter in "wavg"}
-        pairs = {letter: pair and pair.packed(kernels, of_pairs) for letter, pair in pairs.items()}
-        return replace(self, **plain, **parts, **pairs, gates=kernels.pack_gates(self.gates))
+        wanted = {"key": dtype, "ffn": dtype, "w": of_pairs, "a": of_pairs, "v": of_pairs, "g": of_pairs}
+        parts: dict[str, Any] = {name: getattr(self, name) for name in wanted}
+        packed = {name: part and part.packed(kernels, wanted[name]) for name, part in parts.items()}
+        for name in ("receptance", "value", "output"):
+            packed[name] = kernels.pack(getattr(self, name), dtype)
+        return replace(self, **packed, gates=kernels.pack_gates(self.gates))
 
 
 @dataclass(frozen=True, slots=True)
