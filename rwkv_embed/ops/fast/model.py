@@ -49,7 +49,7 @@ class FastRWKV7:
     ) -> None:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
-        `dtype`: of the products, by default the faster of float32 and bfloat16 (see choice.py); all else is float32.
+        `dtype`: of the products, by default float32 or, where it is faster, bfloat16 (choice.py).
         `threads` (default: the processors this process may use) are busy only inside a call.
         `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
         besides, passes through when no state is asked for.
