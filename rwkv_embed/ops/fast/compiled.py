@@ -112,11 +112,11 @@ class CompiledKernels:
         *batch, rows, depth = x.shape
         sizes = *(batch or [1]), rows, depth, out.shape[-1]
         if isinstance(packed, _BFloat16):
-            scratch = np.empty(rows * -(-depth // 2), np.int32)
+            scratch = np.empty(rows * (depth // 2 + 32), np.int32)
             addresses = [_at(array) for array in (x, packed.panels, scratch, out)]
             self._matmul_bfloat16("bfloat16" in self.native, *sizes, *addresses)
         elif isinstance(packed, _Int8):
-            scratch = np.empty(rows * (-(-depth // 4) + 2), np.int32)
+            scratch = np.empty(rows * (depth // 4 + 34), np.int32)
             arrays = (x, packed.panels, packed.scale, packed.totals, scratch, out)
             self._matmul_int8("int8" in self.native, *sizes, *[_at(array) for array in arrays])
         else:

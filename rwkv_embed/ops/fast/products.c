@@ -39,15 +39,17 @@ typedef int32_t Word __attribute__((may_alias));
 
 #define DEPTH 384 /* words of a panel's columns used at a time: 24 KB, which stay in the first-level cache */
 
-/* The loops around a tile of up to HEIGHT rows; CASES calls it with the constant number of rows that are left. */
+/* The loops around a tile of up to HEIGHT rows; CASES calls it with the constant number of rows that are left.
+ * Rows of x are `stride` words apart. */
 #define DEFINE_LOOPS(NAME, LINKAGE, WORD, HEIGHT, CASES)                                                             \
-    LINKAGE void NAME(int64_t M, int64_t K, int64_t N, const WORD *x, const WORD *packed, WORD *out) {              \
+    LINKAGE void NAME(int64_t M, int64_t K, int64_t N, const WORD *x, int64_t stride, const WORD *packed,           \
+                      WORD *out) {                                                                                  \
         for (int64_t k = 0; k < K; k += DEPTH)                                                                      \
             for (int64_t n = 0; n < N; n += PANEL) {                                                                \
                 const int64_t depth = K - k < DEPTH ? K - k : DEPTH;                                                \
                 const WORD *panel = packed + n * K + k * PANEL;                                                     \
                 for (int64_t m = 0; m < M; m += HEIGHT) {                                                           \
-                    const WORD *from = x + m * K + k;                                                               \
+                    const WORD *from = x + m * stride + k;                                                          \
                     WORD *to = out + m * N + n;                                                                     \
                     switch (M - m < HEIGHT ? M - m : HEIGHT) { CASES }                                              \
                 }                                                                                                   \
@@ -55,7 +57,7 @@ typedef int32_t Word __attribute__((may_alias));
     }
 #define CASE(TILE, ROWS)                                                                                             \
     case ROWS:                                                                                                      \
-        TILE(ROWS, depth, N, from, K, panel, PANEL, K *PANEL, to, k > 0);                                           \
+        TILE(ROWS, depth, N, from, stride, panel, PANEL, K *PANEL, to, k > 0);                                      \
         break;
 #define SIX_CASES(TILE) CASE(TILE, 1) CASE(TILE, 2) CASE(TILE, 3) CASE(TILE, 4) CASE(TILE, 5) CASE(TILE, 6)
 #define TWELVE_CASES(TILE) \
@@ -127,44 +129,50 @@ EXPORT int rwkv_has_int8(void) {
 #endif
 }
 
+#define SAME_LINES 1024 /* words: rows a multiple of them apart share the lines of a first-level cache, eight or so */
+
 /* out (B, M, N) = x (B, M, K) @ w, B matrices (K, N); packed is w. */
 EXPORT void rwkv_matmul(int64_t B, int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
     for (; B > 0; B--, x += M * K, packed += K * N, out += M * N) {
 #ifdef CHOOSES_CPU
-        if (__builtin_cpu_supports("avx512f")) {
-            wide_float32(M, K, N, x, packed, out);
+        if (__builtin_cpu_supports("avx512f") && K % SAME_LINES) { /* else twelve rows would push each other out */
+            wide_float32(M, K, N, x, K, packed, out);
             continue;
         }
 #endif
-        portable_float32(M, K, N, x, packed, out);
+        portable_float32(M, K, N, x, K, packed, out);
     }
 }
 
+/* Narrow rows of x begin an odd number of lines apart (see SAME_LINES): at most 31 words are left unused. */
+INLINE int64_t stride_of(int64_t words) { return ((words + 15) / 16 | 1) * 16; }
+
 /* Rows of x in pairs, rounded to nearest even; an odd row ends with a zero. */
-FOR_EACH_CPU static void round_rows(int64_t M, int64_t K, const float *x, uint16_t *rounded) {
-    for (int64_t m = 0; m < M; m++, x += K) {
+FOR_EACH_CPU static void round_rows(int64_t M, int64_t K, const float *x, Word *out, int64_t stride) {
+    for (int64_t m = 0; m < M; m++, x += K, out += stride) {
+        uint16_t *rounded = (uint16_t *)out;
         for (int64_t k = 0; k < K; k++) {
             uint32_t bits;
             memcpy(&bits, x + k, sizeof bits);
-            *rounded++ = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+            rounded[k] = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
         }
-        if (K % 2) *rounded++ = 0;
+        if (K % 2) rounded[K] = 0;
     }
 }
 
-/* The same in bfloat16. scratch: M * (K + 1) / 2 words. With `wide` by the processor's instructions for it. */
+/* The same in bfloat16. scratch: M * (K / 2 + 32) words. With `wide` by the processor's instructions for it. */
 EXPORT void rwkv_matmul_bfloat16(int64_t wide, int64_t B, int64_t M, int64_t K, int64_t N, const float *x,
                                  const Word *packed, Word *scratch, float *out) {
-    const int64_t words = (K + 1) / 2;
+    const int64_t words = (K + 1) / 2, stride = stride_of(words);
     for (; B > 0; B--, x += M * K, packed += words * N, out += M * N) {
-        round_rows(M, K, x, (uint16_t *)scratch);
+        round_rows(M, K, x, scratch, stride);
 #ifdef CHOOSES_CPU
         if (wide) {
-            wide_bfloat16(M, words, N, scratch, packed, (Word *)out);
+            wide_bfloat16(M, words, N, scratch, stride, packed, (Word *)out);
             continue;
         }
 #endif
-        portable_bfloat16(M, words, N, scratch, packed, (Word *)out);
+        portable_bfloat16(M, words, N, scratch, stride, packed, (Word *)out);
     }
 }
 
@@ -175,8 +183,9 @@ typedef struct { /* a row of x in bytes: a byte is a number's distance from `zer
 
 /* Rows of x in bytes; filled up to whole words. A row's range, which always holds 0, takes 254 steps: those that
  * are left over keep rounding within a byte. Zeros are exact, and squares of relus use the whole byte. */
-FOR_EACH_CPU static void quantize_rows(int64_t M, int64_t K, const float *x, uint8_t *bytes, Row *rows) {
-    for (int64_t m = 0; m < M; m++, x += K) {
+FOR_EACH_CPU static void quantize_rows(int64_t M, int64_t K, const float *x, Word *out, int64_t stride, Row *rows) {
+    for (int64_t m = 0; m < M; m++, x += K, out += stride) {
+        uint8_t *bytes = (uint8_t *)out;
         float least = 0.0f, largest = 0.0f;
 #pragma omp simd reduction(min : least) reduction(max : largest)
         for (int64_t k = 0; k < K; k++) {
@@ -190,9 +199,9 @@ FOR_EACH_CPU static void quantize_rows(int64_t M, int64_t K, const float *x, uin
             const float rounded = x[k] * inverse + (12582912.0f + zero); /* its lowest byte is the number rounded */
             uint32_t bits;
             memcpy(&bits, &rounded, sizeof bits);
-            *bytes++ = (uint8_t)bits;
+            bytes[k] = (uint8_t)bits;
         }
-        for (int64_t k = K; k % 4; k++) *bytes++ = 0; /* times weights of 0 */
+        for (int64_t k = K; k % 4; k++) bytes[k] = 0; /* times weights of 0 */
     }
 }
 
@@ -207,19 +216,19 @@ FOR_EACH_CPU static void scale_sums(int64_t M, int64_t N, const Row *rows, const
 }
 
 /* The same in int8: weights of scale (B * N) each, whose columns sum up to totals (B * N).
- * scratch: M * ((K + 3) / 4 + 2) words. K is at most 66,000, so that sums of 255 * 127 fit. */
+ * scratch: M * (K / 4 + 34) words. K is at most 66,000, so that sums of 255 * 127 fit. */
 EXPORT void rwkv_matmul_int8(int64_t wide, int64_t B, int64_t M, int64_t K, int64_t N, const float *x,
                              const Word *packed, const float *scale, const int32_t *totals, Word *scratch,
                              float *out) {
-    const int64_t words = (K + 3) / 4;
-    Row *rows = (Row *)(scratch + M * words);
+    const int64_t words = (K + 3) / 4, stride = stride_of(words);
+    Row *rows = (Row *)(scratch + M * stride);
     for (; B > 0; B--, x += M * K, packed += words * N, scale += N, totals += N, out += M * N) {
-        quantize_rows(M, K, x, (uint8_t *)scratch, rows);
+        quantize_rows(M, K, x, scratch, stride, rows);
 #ifdef CHOOSES_CPU
-        if (wide) wide_int8(M, words, N, scratch, packed, (Word *)out);
+        if (wide) wide_int8(M, words, N, scratch, stride, packed, (Word *)out);
         else
 #endif
-            portable_int8(M, words, N, scratch, packed, (Word *)out);
+            portable_int8(M, words, N, scratch, stride, packed, (Word *)out);
         scale_sums(M, N, rows, scale, totals, out);
     }
 }
