@@ -17,13 +17,23 @@
 
 typedef int32_t Word __attribute__((may_alias));
 
+/* The compiler does not foresee where the pointer is. Else it keeps a pointer for each row, which are more than there are
+ * registers, and moves them through those that the products are made in: 12 % slower. */
+#ifdef __GNUC__
+#define UNFORESEEN(POINTER) __asm__("" : "+r"(POINTER))
+#else
+#define UNFORESEEN(POINTER)
+#endif
+
 /* out (rows, PANEL) = x (rows, K) @ panel (K, PANEL), or out += it: all sums stay in registers while k goes by.
  * Rows of out, x and panel are N, stride and width words apart; the next panel to be read begins `ahead` words on.
- * A sum is PARTS vectors; STEP adds to it. */
+ * A sum is PARTS vectors; STEP adds to it. `third` points into every third row of x; two more are reached from it. */
 #define DEFINE_TILE(NAME, LINKAGE, WORD, SUM, HEIGHT, PARTS, STEP)                                                   \
     LINKAGE void NAME(const int rows, int64_t K, int64_t N, const WORD *x, int64_t stride, const WORD *panel,       \
                       int64_t width, int64_t ahead, WORD *out, int add) {                                           \
         SUM sum[HEIGHT][PARTS];                                                                                     \
+        const WORD *third[HEIGHT / 3];                                                                              \
+        for (int i = 0; i < rows; i += 3) third[i / 3] = x + i * stride;                                            \
         for (int i = 0; i < rows; i++)                                                                              \
             for (int j = 0; j < PARTS; j++) sum[i][j] = add ? ((const SUM *)(out + i * N))[j] : (SUM){0};           \
         for (int64_t k = 0; k < K; k++) {                                                                           \
@@ -31,7 +41,11 @@ typedef int32_t Word __attribute__((may_alias));
             PREFETCH(weights + ahead); /* few rows would wait for memory */                                         \
             for (int i = 0; i < rows; i++)                                                                          \
                 for (int j = 0; j < PARTS; j++)                                                                     \
-                    STEP(sum[i][j], x[i * stride + k], weights + j * (PANEL / PARTS));                              \
+                    STEP(sum[i][j], third[i / 3][i % 3 * stride], weights + j * (PANEL / PARTS));                   \
+            for (int i = 0; i < rows; i += 3) {                                                                     \
+                third[i / 3]++;                                                                                     \
+                UNFORESEEN(third[i / 3]);                                                                           \
+            }                                                                                                       \
         }                                                                                                           \
         for (int i = 0; i < rows; i++)                                                                              \
             for (int j = 0; j < PARTS; j++) ((SUM *)(out + i * N))[j] = sum[i][j];                                  \
