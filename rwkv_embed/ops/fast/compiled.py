@@ -202,6 +202,7 @@ class CompiledKernels:
 def _panels(matrix: NDArray, together: int) -> NDArray:
     """(N / PANEL, K / together, PANEL, together): `together` numbers of a column are one word; zeros fill up K."""
     rows, columns = matrix.shape
-    matrix = np.pad(matrix, ((0, -rows % together), (0, 0)))
+    if rows % together:
+        matrix = np.pad(matrix, ((0, -rows % together), (0, 0)))
     words = matrix.reshape(-1, together, columns // PANEL, PANEL)
     return np.ascontiguousarray(words.transpose(2, 0, 3, 1))
