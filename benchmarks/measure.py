@@ -172,7 +172,8 @@ def large_shape(threads: int, n_layer: int, n_embd: int, vocab: int = 65_536) ->
 
     Tokens a second, the best of three: one text of 256 tokens, 32 of 16 tokens (of which PyPI `rwkv` reads four).
     `of_peak`: operations of products a second in the long text, as a part of what large matrices reach in that
-    precision; the time is that of all work. The vocabulary head is there, as in the real model: whoever asks PyPI `rwkv` for a text pays for it once.
+    precision; the time is that of all work. The vocabulary head is there, as in the real model: whoever asks PyPI
+    `rwkv` for a text pays for it once.
     """
     tensors = random_rwkv7(n_layer, n_embd, vocab, lora=64, head=True)
     models = {dtype: FastRWKV7(tensors, dtype=dtype, threads=threads) for dtype in get_args(Dtype)}
