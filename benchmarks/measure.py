@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import psutil
 
 from benchmarks.contenders import CONTENDERS, Contender, load_pypi_rwkv, random_rwkv7
+from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast import FastRWKV7
 
 Result = TypeVar("Result")
@@ -24,6 +25,15 @@ def matrix_peak() -> float:
     a = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     out = np.empty_like(a)
     return 2 * 1024**3 / min(_seconds(lambda: np.matmul(a, a, out=out)) for _ in range(8))
+
+
+def bfloat16_peak(threads: int) -> float:
+    """The same of torch in bfloat16."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a = torch.rand(1024, 1024).bfloat16()
+    return 2 * 1024**3 / min(_seconds(lambda: a @ a) for _ in range(8))
 
 
 class Field:
@@ -154,25 +164,39 @@ def _load_and_encode(name: str, texts: list[str], threads: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def large_shape(threads: int) -> dict[str, float]:
-    """RWKV-7 0.1B (12 x 768) and PyPI `rwkv`, tokens a second: one text of 256 tokens, 32 of 16 tokens.
+LARGE_SHAPES = {"0.1B": (12, 768), "0.4B": (24, 1024)}  # RWKV-7's layers and width
 
-    The vocabulary head is there, as in the real model: whoever asks PyPI `rwkv` for a text pays for it once.
+
+def large_shape(threads: int, n_layer: int, n_embd: int, vocab: int = 65_536) -> dict[str, dict[str, float]]:
+    """RWKV-7 with random weights in each precision and in PyPI `rwkv`, in turns.
+
+    Tokens a second, the best of three: one text of 256 tokens, 32 of 16 tokens (of which PyPI `rwkv` reads four).
+    `of_peak`: operations of products a second in the long text, as a part of what large matrices reach in that
+    precision; the time is that of all work. The vocabulary head is there, as in the real model: whoever asks PyPI
+    `rwkv` for a text pays for it once.
     """
-    tensors = random_rwkv7(12, 768, 65_536, lora=64, head=True)
-    fast, slow = FastRWKV7(tensors, threads=threads), load_pypi_rwkv(tensors)
-    long, short = [list(range(256))], [[(i + j) % 1000 for j in range(16)] for i in range(32)]
-
-    def rate(run: Callable[[], object], tokens: int) -> float:
-        run()
-        return tokens / min(_seconds(run) for _ in range(2))
-
-    return {
-        "ours, long text": rate(lambda: fast.hidden(long, return_states=False), 256),
-        "rwkv, long text": rate(lambda: slow.forward(long[0], None), 256),
-        "ours, short texts": rate(lambda: fast.hidden(short, return_states=False), 512),
-        "rwkv, short texts": rate(lambda: [slow.forward(text, None) for text in short[:4]], 64),
+    tensors = random_rwkv7(n_layer, n_embd, vocab, lora=64, head=True)
+    models = {dtype: FastRWKV7(tensors, dtype=dtype, threads=threads) for dtype in get_args(Dtype)}
+    slow = load_pypi_rwkv(tensors)
+    long = [[i % vocab for i in range(256)]]
+    short = [[(i + j) % min(vocab, 1000) for j in range(16)] for i in range(32)]
+    runs: dict[tuple[str, str], tuple[Callable[[], object], int]] = {
+        ("rwkv", "long"): (lambda: slow.forward(long[0], None), 256),
+        ("rwkv", "short"): (lambda: [slow.forward(text, None) for text in short[:4]], 64),
     }
+    for dtype, model in models.items():
+        runs[dtype, "long"] = partial(model.hidden, long, return_states=False), 256
+        runs[dtype, "short"] = partial(model.hidden, short, return_states=False), 512
+    rates: dict[str, dict[str, float]] = {name: {"long": 0.0, "short": 0.0} for name, _ in runs}
+    for run, _ in runs.values():
+        run()
+    for _ in range(3):
+        for (name, kind), (run, tokens) in runs.items():
+            rates[name][kind] = max(rates[name][kind], tokens / _seconds(run))
+    peaks = {"float32": matrix_peak(), "bfloat16": bfloat16_peak(threads)}
+    for dtype, peak in peaks.items():
+        rates[dtype]["of_peak"] = rates[dtype]["long"] * models["float32"].flops_per_token / peak
+    return rates
 
 
 def _seconds(run: Callable[[], object]) -> float:

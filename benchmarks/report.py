@@ -21,7 +21,8 @@ def markdown(results: dict) -> str:
         f"{results['peak_gflops']:.0f} GFLOP/s here. The rest is the tokenizer and work that is no product.",
         "",
         *_length_lines(results),
-        *_large_lines(results["large_shape"]),
+        "",
+        *large_lines(results["large_shapes"]),
         "",
         results["machine"],
     ]
@@ -55,14 +56,26 @@ def _length_lines(results: dict) -> list[str]:
     ]
 
 
-def _large_lines(rates: dict) -> list[str]:
-    if not rates:
+def large_lines(shapes: dict) -> list[str]:
+    """A row for each shape and precision: ratios first, then what the products reach of the matrix peak."""
+    if not shapes:
         return []
-    long, short = (rates[f"ours, {kind}"] / rates[f"rwkv, {kind}"] for kind in ("long text", "short texts"))
-    return [
-        f"RWKV-7 0.1B shape (12 x 768, random weights) against PyPI rwkv: {long:.1f} x on one text "
-        f"of 256 tokens, {short:.1f} x on 32 texts of 16 tokens."
+    lines = [
+        "RWKV-7 shapes with random weights, against PyPI rwkv in float32:",
+        "",
+        "| shape | precision | 1 text of 256 tokens | 32 texts of 16 tokens | tokens/s | of the matrix peak |",
+        "|---|---|---|---|---|---|",
     ]
+    for shape, rates in shapes.items():
+        slow = rates["rwkv"]
+        for name, ours in rates.items():
+            if name == "rwkv":
+                continue
+            long, short = (_ratio(ours[kind] / slow[kind]) for kind in ("long", "short"))
+            peak = f"{ours['of_peak']:.0%}" if "of_peak" in ours else "not measured"
+            speeds = f"{ours['long']:.0f}, {ours['short']:.0f}"
+            lines.append(f"| {shape} | {name} | {long} | {short} | {speeds} | {peak} |")
+    return lines
 
 
 WIDTH, HEIGHT = 720, 400

@@ -79,7 +79,10 @@ class Backend(Protocol):
 
 
 def open_backend(files: ModelFiles, dtype: Dtype | None, threads: int | None) -> Backend:
-    """Load the model that `hub.resolve` found, with the fast engine where it can."""
+    """Load the model that `hub.resolve` found, with the fast engine where it can.
+
+    `dtype` None is each back end's own choice: torch's is float32.
+    """
     from rwkv_embed.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(files.weights)
@@ -87,8 +90,8 @@ def open_backend(files: ModelFiles, dtype: Dtype | None, threads: int | None) ->
         raise CheckpointError(
             f"{files.name} is a reranker: it scores passages; open it with StateReranker.load"
         )
-    if dtype is None and runs_fast(files, checkpoint):
-        return FastBackend(files, threads)
+    if runs_fast(files, checkpoint):
+        return FastBackend(files, dtype, threads)
     return TorchBackend(files, dtype or "float32", threads)
 
 
@@ -112,13 +115,13 @@ def _numpy_can_read(checkpoint: "Checkpoint") -> bool:
 class FastBackend:
     """`rwkv_embed.ops.fast.FastRWKV7`: NumPy and compiled kernels, no torch; states are arrays."""
 
-    def __init__(self, files: ModelFiles, threads: int | None) -> None:
+    def __init__(self, files: ModelFiles, dtype: Dtype | None, threads: int | None) -> None:
         from safetensors import safe_open
 
         from rwkv_embed.ops.fast import FastRWKV7
 
         # Any: what `hidden` returns depends on its flags.
-        self._model: Any = FastRWKV7.from_file(files.weights, threads=threads)
+        self._model: Any = FastRWKV7.from_file(files.weights, dtype=dtype, threads=threads)
         with safe_open(files.weights, framework="numpy") as file:
             names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
             head = Head.from_tensors({name: file.get_tensor(name) for name in names})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rwkv_embed.backends import runs_fast
 from rwkv_embed.checkpoint import Checkpoint, Scale, open_checkpoint
-from rwkv_embed.config import ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import ModelFiles
 from rwkv_embed.tensor_files import NewTensor, write_safetensors
@@ -47,14 +47,6 @@ _USES = {
     ],
     "embedder": ["embed (trained head)", "provide states to its reranker"],
     "reranker": ["rerank from the states of the embedder it was trained with"],
-}
-_PRECISIONS = {
-    "F64": "float64",
-    "F32": "float32",
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "I8": "int8",
-    "U8": "int4",
 }
 _SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 
@@ -119,30 +111,27 @@ def describe(path: str | Path) -> ModelInfo:
 
 @dataclass(frozen=True)
 class Engine:
-    """How a checkpoint runs here. `precision`: its matrices as stored; arithmetic is float32.
+    """How a checkpoint runs here. `precision`: of its large products; `dtypes` of ModelInfo says what is stored.
 
     `flops_per_token`: 2 x the matrix parameters that each token passes through on the way to a vector; what only a
     text's end does is left out.
     """
 
     backend: Literal["c kernels", "numpy", "torch"]
-    precision: str
+    precision: Dtype
     flops_per_token: int
 
 
 def engine(files: ModelFiles) -> Engine:
     """The engine that an `Embedder` of this model gets. What torch would run is not loaded to tell it."""
     checkpoint = open_checkpoint(files.weights)
-    matrices = {name: entry for name, entry in checkpoint.tensors.items() if _is_product(name)}
-    stored = {entry.dtype for entry in matrices.values()}
-    precision = ", ".join(_PRECISIONS.get(dtype, dtype) for dtype in sorted(stored))
     if not runs_fast(files, checkpoint):
-        sizes = sum(prod(checkpoint.shape(name)) for name in matrices)
-        return Engine("torch", precision, 2 * sizes)
+        sizes = sum(prod(checkpoint.shape(name)) for name in checkpoint.tensors if _is_product(name))
+        return Engine("torch", "float32", 2 * sizes)
     from rwkv_embed.ops.fast import FastRWKV7
 
     model = FastRWKV7.from_file(files.weights)
-    return Engine("c kernels" if model.kernels.name == "c" else "numpy", precision, model.flops_per_token)
+    return Engine("c kernels" if model.kernels.name == "c" else "numpy", model.dtype, model.flops_per_token)
 
 
 def _is_product(name: str) -> bool:

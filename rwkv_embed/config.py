@@ -1,11 +1,17 @@
 """What a checkpoint says about itself: generation and sizes, told from parameter names and shapes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Version = Literal["4", "5.0", "5.1", "5.2", "6", "7"]
 Kind = Literal["language-model", "embedder", "reranker"]
 Dtype = Literal["float32", "bfloat16", "int8"]  # how the big matrices are kept in memory
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError unless it is a Dtype."""
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,8 @@ class Embedder:
     `pooling`: how a vector is read off a run (see `pooling`); by default the trained head of an embedder,
     `last` for a language model.
     `truncate_dim`, `precision`: what `encode` does when it is not told otherwise.
-    `dtype`: weights as float32, bfloat16 or int8. `threads`: for the model's arithmetic.
+    `dtype`: of large products, float32, bfloat16 or int8; by default the faster of the first two (docs/models.md).
+    `threads`: for the model's arithmetic.
     `tokenizer`: instead of the model's own: "world", "neox", "byte" or the path of a tokenizer.json.
     `whitening`, `int8_ranges`: fitted earlier, the object or its file.
     """

@@ -1,9 +1,9 @@
 """RWKV models of every generation, behind one function: `load_model(path)`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from rwkv_embed.config import Dtype
+from rwkv_embed.config import Dtype, check_dtype
 
 if TYPE_CHECKING:
     from rwkv_embed.models.base import Model
@@ -23,8 +23,7 @@ def load_model(path: str | Path, dtype: Dtype = "float32", tokenizer: str | Path
 
     Raises ModelNotFound, or CheckpointError naming everything that is wrong with the file.
     """
-    if dtype not in get_args(Dtype):
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
+    check_dtype(dtype)
     from rwkv_embed.checkpoint import open_checkpoint
     from rwkv_embed.models.rwkv4 import RWKV4
     from rwkv_embed.models.rwkv5 import RWKV5

@@ -13,6 +13,7 @@ from rwkv_embed.backends import FastBackend, TorchBackend
 from rwkv_embed.catalogue import convert
 from rwkv_embed.embedder import Embedder
 from rwkv_embed.errors import CheckpointError, StateError
+from rwkv_embed.hub import resolve
 from rwkv_embed.rerank import StateReranker
 from tests.embedder.numpy_rwkv import NumpyBackend
 from tests.embedder.test_rerank import reranker_tensors
@@ -58,6 +59,11 @@ def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def by_torch(folder: Path) -> TorchBackend:
+    """The back end that a checkpoint gets which the engine cannot run."""
+    return TorchBackend(resolve(folder), "float32", threads=1)
+
+
 @pytest.fixture(scope="module")
 def language_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("language-model") / "lm.safetensors"
@@ -66,9 +72,9 @@ def language_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(None, FastBackend), ("float32", TorchBackend)])
-def test_embedding_checkpoints(embedder_folder: Path, dtype: Any, kind: type) -> None:
-    embedder = Embedder(embedder_folder, dtype=dtype, threads=1)
+@pytest.mark.parametrize("kind", [FastBackend, TorchBackend])
+def test_embedding_checkpoints(embedder_folder: Path, kind: type) -> None:
+    embedder = Embedder(embedder_folder if kind is FastBackend else by_torch(embedder_folder), threads=1)
     assert isinstance(embedder.backend, kind)
     assert embedder.pooling == "head"
     assert embedder.prompts == {"query": "q: ", "document": ""}
@@ -81,6 +87,21 @@ def test_embedding_checkpoints(embedder_folder: Path, dtype: Any, kind: type) ->
     np.testing.assert_allclose(
         embedder.encode_chunks(TEXTS[0], spans), slow.encode_chunks(TEXTS[0], spans), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_engine_honours_a_dtype(embedder_folder: Path, dtype: Any) -> None:
+    embedder = Embedder(embedder_folder, dtype=dtype)
+    assert isinstance(embedder.backend, FastBackend)
+    exact, vectors = Embedder(embedder_folder).encode(TEXTS), embedder.encode(TEXTS)
+    assert (exact * vectors).sum(1).min() > 0.98
+    assert np.array_equal(exact, vectors) == (dtype == "float32")
+    assert embedder.fingerprint == Embedder(embedder_folder).fingerprint
+
+
+def test_an_unknown_dtype_is_refused(embedder_folder: Path) -> None:
+    with pytest.raises(ValueError, match="dtype is 'float16', expected one of float32, bfloat16, int8"):
+        Embedder(embedder_folder, dtype="float16")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +119,7 @@ def test_converted_checkpoints_embed(embedder_folder: Path, tmp_path: Path, dtyp
 
 def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:
     """Same fingerprint, and a stream saved with one goes on with the other."""
-    fast, torch = Embedder(embedder_folder), Embedder(embedder_folder, dtype="float32")
+    fast, torch = Embedder(embedder_folder), Embedder(by_torch(embedder_folder))
     assert fast.fingerprint == torch.fingerprint
     stream = fast.stream()
     stream.feed("The Nile is a ri")

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import measure
 from benchmarks.contenders import Contender, default_tokens, random_rwkv7
 from benchmarks.pooling import scores
-from benchmarks.report import draw
+from benchmarks.report import draw, large_lines
 from benchmarks.seven_billion import Shape, random_eagle
 from benchmarks.seven_billion import measure as measure_large
 from benchmarks.torch_rwkv7 import TorchRWKV7
@@ -74,6 +75,20 @@ def test_lengths_take_turns_and_long_ones_are_left_out(monkeypatch: pytest.Monke
     assert costs[1024] == pytest.approx([1e6 / 1024] * 2)
     assert costs[2048] == pytest.approx([2e6 / 1024] * 2)
     assert [length for length in read if length > 1000] == [1024, 2048, 1024, 2048]
+
+
+def test_large_shapes_are_compared_with_pypi_rwkv(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def forward(self, tokens: list[int], state: None) -> None:
+            assert len(tokens) in (16, 256)
+
+    monkeypatch.setattr(measure, "load_pypi_rwkv", lambda tensors: Slow())
+    rates = measure.large_shape(torch.get_num_threads(), 2, 64, vocab=50)
+    assert list(rates) == ["rwkv", "float32", "bfloat16", "int8"]
+    assert all(rate > 0 for row in rates.values() for rate in row.values())
+    rates = {"rwkv": {"long": 2.0, "short": 1.0}, "int8": {"long": 14.0, "short": 11.0}}
+    assert large_lines({"0.1B": rates})[-1] == "| 0.1B | int8 | 7 x | 11 x | 14, 11 | not measured |"
+    assert large_lines({}) == []
 
 
 def test_texts_end_with_the_models_end_of_text() -> None:

@@ -52,5 +52,5 @@ def test_info_tells_what_runs_here() -> None:
     assert told == run_json("models", "info", bundled.name)
     assert told["backend"] == {"c": "c kernels", "numpy": "numpy"}[running.kernels.name]
     assert told["flops_per_token"] == running.flops_per_token
-    assert (told["name"], told["generation"], told["precision"]) == (bundled.name, "RWKV-7 Goose", "float16")
+    assert (told["name"], told["generation"], told["precision"]) == (bundled.name, "RWKV-7 Goose", "float32")
     assert told["uses"][0] == "embed (trained head)"

@@ -84,7 +84,7 @@ class Block:
     """A layer with the kernels that run it. Arrays that it returns are the workspace's."""
 
     def __init__(self, layer: Layer, kernels: Kernels, config: ModelConfig, is_first: bool) -> None:
-        self._layer, self._kernels, self._config = layer.packed(kernels), kernels, config
+        self._layer, self._kernels, self._config = layer, kernels, config
         self._is_first = is_first
         # Values of the first layer are linear in its input, so one product is made of a text's weighted sum.
         self._sums_inputs = is_first and config.head_size % PANEL == 0

@@ -1,51 +1,18 @@
-/* RWKV-7 on a CPU: matrix products with weights packed once, layer norm + token shift, time mixing's recurrence.
+/* RWKV-7 on a CPU: layer norm + token shift, time mixing's recurrence and its gates. Products are in products.c.
  *
  * Texts are packed: one stream of T tokens, text s at positions starts[s] .. starts[s + 1] - 1, so there is no
  * padding and every loop below begins a new text by itself. All arrays are float32, C order; C = n_head * N.
  * The functions are called through ctypes (which releases the GIL); the module at the end of the file exists
- * so that setuptools builds and installs this file like any extension. kernels.py has the same functions in
+ * so that setuptools builds and installs this file like any extension. plain.py has the same functions in
  * NumPy, tests/model/test_fast.py compares the two.
  */
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#ifdef _WIN32
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
+#include "common.h"
 
-/* One binary for every processor: the loader picks the clone (needs ifunc, that is glibc on x86). */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CHOOSES_CPU
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
-#if defined(__GNUC__)
-#define PREFETCH(ADDRESS) __builtin_prefetch(ADDRESS, 0, 2)
-#else
-#define PREFETCH(ADDRESS)
-#endif
-
-#define MAX_HEAD 256       /* largest head size; kernels.py refuses more */
-#define LANES 8            /* head sizes are multiples of this; kernels.py refuses others */
-#define PANEL (2 * LANES)  /* columns of a matrix that are packed together; widths are multiples of it */
-
-/* LANES and PANEL floats, as GCC and Clang have them on every processor; memory need not be aligned, and may alias floats. */
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
-typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef float Wide __attribute__((vector_size(PANEL * sizeof(float)), aligned(sizeof(float)), may_alias));
+#define MAX_HEAD 256 /* largest head size; choice.py refuses more */
 
 /* e^x to about 2 units in the last place (Cephes' polynomial); written so that compilers vectorise it. */
 INLINE float exp_(float x) {
@@ -110,73 +77,6 @@ INLINE void add_to(float *x, const float *delta, int64_t n) {
     if (!delta) return;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] += delta[i];
-}
-
-/* out (rows, PANEL) = x (rows, K) @ panel (K, PANEL), or out += it: all sums stay in registers while k goes by.
- * Rows of out, x and panel are N, stride and width floats apart; the next panel to be read begins `ahead` floats on.
- * Sums of a row do not depend on how many rows there are, so neither does a text's vector on its neighbours. */
-#define DEFINE_TILE(NAME, TYPE, PARTS)                                                                               \
-    INLINE void NAME(const int rows, int64_t K, int64_t N, const float *x, int64_t stride, const float *panel,      \
-                     int64_t width, int64_t ahead, float *out, int add) {                                           \
-        TYPE sum[PARTS == 1 ? 12 : 6][PARTS];                                                                       \
-        for (int i = 0; i < rows; i++)                                                                              \
-            for (int j = 0; j < PARTS; j++) sum[i][j] = add ? ((const TYPE *)(out + i * N))[j] : (TYPE){0};         \
-        for (int64_t k = 0; k < K; k++) {                                                                           \
-            const TYPE *weights = (const TYPE *)(panel + k * width);                                                \
-            PREFETCH(panel + k * width + ahead); /* few rows would wait for memory */                               \
-            for (int i = 0; i < rows; i++)                                                                          \
-                for (int j = 0; j < PARTS; j++) sum[i][j] += x[i * stride + k] * weights[j];                        \
-        }                                                                                                           \
-        for (int i = 0; i < rows; i++)                                                                              \
-            for (int j = 0; j < PARTS; j++) ((TYPE *)(out + i * N))[j] = sum[i][j];                                 \
-    }
-DEFINE_TILE(tile, Vector, 2)    /* 6 x 2 sums of 8: the 16 registers of AVX2 */
-DEFINE_TILE(wide_tile, Wide, 1) /* 12 sums of 16: the 32 registers of AVX-512 */
-
-#define DEPTH 384 /* rows of a panel used at a time: 24 KB, which stay in the first-level cache */
-
-/* The loops around a tile of up to HEIGHT rows; CASES calls it with the constant number of rows that are left. */
-#define MATMUL_LOOPS(TILE, HEIGHT, CASES)                                                                            \
-    for (int64_t k = 0; k < K; k += DEPTH)                                                                          \
-        for (int64_t n = 0; n < N; n += PANEL) {                                                                    \
-            const int64_t depth = K - k < DEPTH ? K - k : DEPTH;                                                    \
-            const float *panel = packed + n * K + k * PANEL;                                                        \
-            for (int64_t m = 0; m < M; m += HEIGHT) {                                                               \
-                const float *from = x + m * K + k;                                                                  \
-                float *to = out + m * N + n;                                                                        \
-                switch (M - m < HEIGHT ? M - m : HEIGHT) { CASES }                                                  \
-            }                                                                                                       \
-        }
-#define CASE(TILE, ROWS)                                                                                             \
-    case ROWS:                                                                                                      \
-        TILE(ROWS, depth, N, from, K, panel, PANEL, K *PANEL, to, k > 0);                                           \
-        break;
-#define SIX_CASES(TILE) CASE(TILE, 1) CASE(TILE, 2) CASE(TILE, 3) CASE(TILE, 4) CASE(TILE, 5) CASE(TILE, 6)
-#define TWELVE_CASES(TILE) \
-    SIX_CASES(TILE) CASE(TILE, 7) CASE(TILE, 8) CASE(TILE, 9) CASE(TILE, 10) CASE(TILE, 11) CASE(TILE, 12)
-
-#ifdef CHOOSES_CPU
-__attribute__((target("arch=x86-64-v4"))) static void matmul_wide(int64_t M, int64_t K, int64_t N, const float *x,
-                                                                  const float *packed, float *out) {
-    MATMUL_LOOPS(wide_tile, 12, TWELVE_CASES(wide_tile))
-}
-#endif
-
-FOR_EACH_CPU static void matmul(int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
-    MATMUL_LOOPS(tile, 6, SIX_CASES(tile))
-}
-
-/* out (B, M, N) = x (B, M, K) @ w, B matrices (K, N); packed (B * N / PANEL, K, PANEL) is w. */
-EXPORT void rwkv_matmul(int64_t B, int64_t M, int64_t K, int64_t N, const float *x, const float *packed, float *out) {
-    for (; B > 0; B--, x += M * K, packed += K * N, out += M * N) {
-#ifdef CHOOSES_CPU
-        if (__builtin_cpu_supports("avx512f")) {
-            matmul_wide(M, K, N, x, packed, out);
-            continue;
-        }
-#endif
-        matmul(M, K, N, x, packed, out);
-    }
 }
 
 INLINE float half_to_float(uint16_t half) { /* infinities and NaNs are no scales */
@@ -488,27 +388,6 @@ EXPORT FOR_EACH_CPU void rwkv_read_state(int64_t n, const int64_t *row_starts, i
 #pragma omp simd reduction(+ : sum)
                 for (int64_t j = 0; j < N; j++) sum += keys[j] * vector[j];
                 y[row * H * N + i] += sum;
-            }
-}
-
-/* sums (rows, H, C) += the rows of x (T, C) weighted with c (see rwkv_backward), for each text, reading and head. */
-EXPORT FOR_EACH_CPU void rwkv_weighted_sums(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H,
-                                            int64_t C, const float *c, const float *x, float *sums) {
-    const int64_t T = starts[n];
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t row = row_starts[s]; row < row_starts[s + 1]; row++)
-            for (int64_t h = 0; h < H; h += 6) {
-                const float *weights = c + ((row - row_starts[s]) * H + h) * T + starts[s];
-                const float *from = x + starts[s] * C;
-                float *to = sums + (row * H + h) * C;
-                const int64_t length = starts[s + 1] - starts[s];
-#define SUM(HEADS)                                                                                                   \
-    case HEADS:                                                                                                     \
-        for (int64_t i = 0; i < C; i += PANEL)                                                                      \
-            tile(HEADS, length, C, weights, T, from + i, C, PANEL, to + i, 1);                                  \
-        break;
-                switch (H - h < 6 ? H - h : 6) { SUM(1) SUM(2) SUM(3) SUM(4) SUM(5) SUM(6) }
-#undef SUM
             }
 }
 

@@ -19,10 +19,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rwkv_embed.config import ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig, check_dtype
 from rwkv_embed.errors import StateError, TokenizerError
 from rwkv_embed.ops.fast.block import TAIL, Block, LayerState, Piece, Workspace, flops
-from rwkv_embed.ops.fast.kernels import Array, Index, Kernels, load_kernels
+from rwkv_embed.ops.fast.choice import choose_dtype, load_kernels
+from rwkv_embed.ops.fast.kernels import Array, Index, Kernels
 from rwkv_embed.ops.fast.weights import Tensors, build_weights, read_safetensors
 
 TOKEN_BUDGET = 256  # tokens a batch: buffers stay near the cache, products are long enough for full speed
@@ -41,16 +42,20 @@ class FastRWKV7:
         tensors: Tensors,
         config: ModelConfig | None = None,
         *,
+        dtype: Dtype | None = None,
         threads: int | None = None,
         token_budget: int = TOKEN_BUDGET,
         kernels: Kernels | None = None,
     ) -> None:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
+        `dtype`: of the products, by default float32 or, where it is faster, bfloat16 (choice.py).
         `threads` (default: the processors this process may use) are busy only inside a call.
         `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
         besides, passes through when no state is asked for.
         """
+        if dtype is not None:
+            check_dtype(dtype)
         weights = build_weights(tensors)
         self.config = weights.config
         if config is not None and _sizes(config) != _sizes(self.config):
@@ -58,17 +63,21 @@ class FastRWKV7:
         self.kernels = kernels or load_kernels(self.config)
         self.threads = (threads or _processors()) if self.kernels.releases_gil else 1
         self.flops_per_token, self.flops_per_text = flops(weights.layers, self.config)
+        self.dtype = dtype or choose_dtype(self.kernels, self.flops_per_token)
         self._table, self._ln0, self._ln_out = weights.table, weights.ln0, weights.ln_out
         self._blocks = [
-            Block(layer, self.kernels, self.config, i == 0) for i, layer in enumerate(weights.layers)
+            Block(layer.packed(self.kernels, self.dtype), self.kernels, self.config, i == 0)
+            for i, layer in enumerate(weights.layers)
         ]
         self._budget = max(token_budget, TAIL)
         self._idle: list[Workspace] = []  # list.pop and list.append are atomic: no lock
 
     @classmethod
-    def from_file(cls, path: str | Path, *, threads: int | None = None) -> "FastRWKV7":
+    def from_file(
+        cls, path: str | Path, *, dtype: Dtype | None = None, threads: int | None = None
+    ) -> "FastRWKV7":
         """A .safetensors checkpoint. Raises CheckpointError."""
-        return cls(read_safetensors(path), threads=threads)
+        return cls(read_safetensors(path), dtype=dtype, threads=threads)
 
     def zero_state(self) -> State:
         """The state before a text."""

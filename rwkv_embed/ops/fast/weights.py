@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.config import ModelConfig
+from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
 from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
@@ -66,8 +66,8 @@ class Linear:
             return cls(matrix, None, matrix.size)
         return cls(np.ascontiguousarray(matrix[used]), used, len(used) * matrix.shape[1])
 
-    def packed(self, kernels: Kernels) -> "Linear":
-        return replace(self, matrix=kernels.pack(self.matrix))
+    def packed(self, kernels: Kernels, dtype: Dtype) -> "Linear":
+        return replace(self, matrix=kernels.pack(self.matrix, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class LowRank:
         """Parameters, without the zeros; before packing."""
         return self.width * (len(self.down) + int(self.up.shape[1]))
 
-    def packed(self, kernels: Kernels) -> "LowRank":
-        return replace(self, down=kernels.pack(self.down), up=kernels.pack(self.up))
+    def packed(self, kernels: Kernels, dtype: Dtype) -> "LowRank":
+        return replace(self, down=kernels.pack(self.down, dtype), up=kernels.pack(self.up, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class ChannelMixing:
         """Whether the token before is looked at."""
         return bool(self.mix.any())
 
-    def packed(self, kernels: Kernels) -> "ChannelMixing":
-        return replace(self, key=kernels.pack(self.key), value=kernels.pack(self.value))
+    def packed(self, kernels: Kernels, dtype: Dtype) -> "ChannelMixing":
+        return replace(self, key=kernels.pack(self.key, dtype), value=kernels.pack(self.value, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +129,18 @@ class Layer:
     ln2: Norm
     ffn: ChannelMixing | None
 
-    def packed(self, kernels: Kernels) -> "Layer":
-        """The same layer with matrices and gates as the kernels want them."""
-        plain = {name: kernels.pack(getattr(self, name)) for name in ("receptance", "value", "output")}
-        parts = {name: getattr(self, name) for name in ("key", "w", "a", "v", "g", "ffn")}
-        packed = {name: part and part.packed(kernels) for name, part in parts.items()}
-        return replace(self, **plain, **packed, gates=kernels.pack_gates(self.gates))
+    def packed(self, kernels: Kernels, dtype: Dtype) -> "Layer":
+        """The same layer with matrices and gates as the kernels want them.
+
+        Low-rank pairs are small and decide what is forgotten: never int8.
+        """
+        of_pairs: Dtype = "bfloat16" if dtype == "int8" else dtype
+        wanted = {"key": dtype, "ffn": dtype, "w": of_pairs, "a": of_pairs, "v": of_pairs, "g": of_pairs}
+        parts: dict[str, Any] = {name: getattr(self, name) for name in wanted}
+        packed = {name: part and part.packed(kernels, wanted[name]) for name, part in parts.items()}
+        for name in ("receptance", "value", "output"):
+            packed[name] = kernels.pack(getattr(self, name), dtype)
+        return replace(self, **packed, gates=kernels.pack_gates(self.gates))
 
 
 @dataclass(frozen=True, slots=True)
