@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +109,8 @@ def _check(query: str, options: SearchOptions) -> None:
         raise InvalidQuery(f"mode is {options.mode!r}; expected dense, lexical or hybrid")
     if options.group_by not in ("chunk", "document"):
         raise InvalidQuery(f"group_by is {options.group_by!r}; expected chunk or document")
+    if options.score_threshold is not None and not isfinite(options.score_threshold):
+        raise InvalidQuery(f"score_threshold is {options.score_threshold}; expected a finite number")
     if options.mmr_lambda is not None and not 0 <= options.mmr_lambda <= 1:
         raise InvalidQuery(f"mmr_lambda is {options.mmr_lambda}; expected 0 (variety) to 1 (relevance)")
 

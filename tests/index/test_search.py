@@ -1,6 +1,7 @@
 """Search over a real store: modes, filters, grouping, variety, pages, hostile queries."""
 
 import contextlib
+import math
 
 import numpy as np
 import pytest
@@ -170,6 +171,12 @@ def test_score_threshold(collection):
     hits = collection.search("quick fox", SearchOptions(mode="dense", score_threshold=0.2))
     assert hits and all(hit.score >= 0.2 for hit in hits)
     assert collection.search("quick fox", SearchOptions(mode="dense", score_threshold=1.1)) == []
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf])
+def test_a_score_threshold_is_a_number(collection, threshold):
+    with pytest.raises(InvalidQuery, match=f"score_threshold is {threshold}; expected a finite number"):
+        collection.search("quick fox", SearchOptions(score_threshold=threshold))
 
 
 def test_variety_moves_a_near_duplicate_down():
