@@ -11,15 +11,15 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
@@ -44,6 +44,7 @@ MAX_OFFSET = 10_000
 RERANK_DEPTH = 50
 MMR_DEPTH = 5  # candidates per hit among which variety is looked for
 SURE = 4  # an approximate index finds the first quarter of a ranking best: there must be enough that pass a filter
+ANALYSED_PASSAGES = 1_000  # whose sentences' terms are remembered, about 10 kB each
 MIN_LOOKED_UP = 50  # candidates at a time whose documents are asked for
 
 Ranking = list[tuple[int, float]]  # (chunk id, score), best first
@@ -134,7 +135,7 @@ class _Request:
         if not self.parsed.text.strip():
             raise InvalidQuery("the query only excludes; add something to look for")
         self.filter = self._filter()
-        self.passes = self.filter.to_sql(session.get_bind().dialect) if self.filter is not None else None
+        self.passes = self._condition()
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.vector: NDArray[np.float32] | None = None
 
@@ -167,7 +168,7 @@ class _Request:
         wanted = frozenset(query_terms(self.parsed.text))
         return [self._hit(one, rows[one.chunk_id], wanted) for one in page if one.chunk_id in rows]
 
-    def _hit(self, candidate: _Candidate, row: Any, wanted: Set[str]) -> SearchHit:
+    def _hit(self, candidate: _Candidate, row: Any, wanted: frozenset[str]) -> SearchHit:
         return SearchHit(
             score=candidate.score,
             document_id=row.external_id,
@@ -189,6 +190,13 @@ class _Request:
         from indexer.filters import parse
 
         return parse(self.options.where)
+
+    def _condition(self) -> ColumnElement[bool] | None:
+        if self.filter is None:
+            return None
+        from indexer.filters import to_sql
+
+        return to_sql(self.filter, self.session.get_bind().dialect)
 
     def _passing(self, arm: Arm, depth: int) -> tuple[Ranking, bool]:
         """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
@@ -335,16 +343,24 @@ def _spread(
     return [pool[position] for position in order]
 
 
-def highlights(wanted: Set[str], text: str) -> list[tuple[int, int]]:
+def highlights(wanted: frozenset[str], text: str) -> list[tuple[int, int]]:
     """The sentence of `text` with most of the wanted terms, as (start, end); [] if none has any.
 
     A term counts the less, the more sentences have it. A passage in another language than the query's has no
     highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
     """
-    spans = sentences(text)
-    shared = [wanted & set(query_terms(text[start:end])) for start, end in spans]
+    spans, terms_of = _analysed_sentences(text)
+    shared = [wanted & terms for terms in terms_of]
     counts = Counter(term for terms in shared for term in terms)
     if not counts:
         return []
     scores = [sum(1 / counts[term] for term in terms) for terms in shared]
     return [spans[max(range(len(spans)), key=scores.__getitem__)]]
+
+
+@lru_cache(maxsize=ANALYSED_PASSAGES)
+def _analysed_sentences(text: str) -> tuple[list[tuple[int, int]], list[frozenset[str]]]:
+    """The sentences of a passage and the terms of each. Analysing ten hits takes as long as ranking some
+    thousand passages, and the same few are found again and again."""
+    spans = sentences(text)
+    return spans, [frozenset(query_terms(text[start:end])) for start, end in spans]
