@@ -116,18 +116,17 @@ class Postings:
         if rows is None or state is None or state.version != version:
             rows = self._rows_of(connection, version)
             state = rows.state = self._state(connection, version, rows)
-        scores, few = state.alive.copy(), None
+        few = permitted = None
         if allowed is not None:
             places, there = _places(rows.ids, allowed)
             few = places[there]
             if len(few) > FEW_SHARE * len(rows.ids):
-                left_out = np.ones(len(rows.ids), np.bool_)
-                left_out[few] = False
-                scores[left_out], few = -np.inf, None
+                permitted = np.zeros(len(rows.ids), np.bool_)
+                permitted[few], few = True, None
         rarest_first = sorted(terms)
         weights = [max(log((version.rows - n + 0.5) / (n + 0.5)), LEAST_IDF) for n, _ in rarest_first]
         lists = [self._list(connection, rows, term) for _, term in rarest_first]
-        found, scores = top_rows(lists, weights, state.norms, scores, limit, few)
+        found, scores = top_rows(lists, weights, state.norms, state.alive.copy(), limit, few, permitted)
         return list(zip(rows.ids[found].tolist(), scores.tolist(), strict=True)), rows.last
 
     def _rows_of(self, connection: Connection, version: Version) -> _Rows:
@@ -176,7 +175,7 @@ class Postings:
         listed = connection.exec_driver_sql(
             f"SELECT group_concat(doc) FROM temp.{places} WHERE term = ?", (term,)
         ).scalar_one()
-        ids, counts = np.unique(_numbers(listed), return_counts=True)
+        ids, counts = _counted(_numbers(listed))
         at, there = _places(rows.ids, ids)
         made = PostingList(at[there].astype(np.int32), counts[there].clip(max=65_535).astype(np.uint16))
         with self._lock:
@@ -193,12 +192,14 @@ def top_rows(
     scores: NDArray[np.float32],
     limit: int,
     few: NDArray[np.int64] | None = None,
+    permitted: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The `limit` best rows by BM25 and their scores, best first, ties by row.
 
     A term's share of a score is weight * count * (K1 + 1) / (count + norm), with `norms` (rows,) growing with a
     row's length. `lists` begin with the rarest term. `scores` (rows,) are what each row begins with, 0 or, to
-    leave it out, -inf; they are written to. `few` are the only rows to look at, ascending.
+    leave it out, -inf; they are written to. `few` are the only rows to look at, ascending; where they are more,
+    `permitted` (rows,) says which.
     """
     least_norm = float(norms.min(initial=np.inf))
     bounds = [
@@ -211,11 +212,14 @@ def top_rows(
     threshold = 0.0  # `limit` rows have at least this
     first = 0
     while few is None and first < len(lists) and threshold <= rest[first] + _SLACK:
-        one = lists[first]
-        scores[one.rows] += _shares(one.counts, weights[first], norms[one.rows])
+        at, counts = lists[first].rows, lists[first].counts
+        if permitted is not None:
+            kept = permitted[at]
+            at, counts = at[kept], counts[kept]
+        scores[at] += _shares(counts, weights[first], norms[at])
         first += 1
         if sum(bounds[:first]) > rest[first]:  # otherwise no row has enough yet
-            threshold = max(threshold, _kth(scores[one.rows], limit))
+            threshold = max(threshold, _kth(scores[at], limit))
     found = np.flatnonzero(scores > 0) if few is None else few
     values = scores[found]
     for number in range(first, len(lists)):
@@ -253,6 +257,12 @@ def _places(sorted_values: NDArray[Any], wanted: NDArray[Any]) -> tuple[NDArray[
 def _numbers(listed: str | None) -> NDArray[np.int64]:
     """Comma-separated numbers: a quarter of the time that as many result rows take."""
     return np.fromstring(listed or "", np.int64, sep=",")
+
+
+def _counted(listed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each of the ascending numbers once, and how often it is there."""
+    starts = np.flatnonzero(np.diff(listed, prepend=-1))
+    return listed[starts], np.diff(starts, append=len(listed))
 
 
 def _varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:

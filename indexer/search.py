@@ -137,6 +137,7 @@ class _Request:
         self.filter = self._filter()
         self.passes = self._condition()
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
+        self.narrow = False  # whether an arm found too little that fulfils the condition
         self.vector: NDArray[np.float32] | None = None
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
@@ -200,18 +201,17 @@ class _Request:
 
     def _passing(self, arm: Arm, depth: int) -> tuple[Ranking, bool]:
         """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
-        ranking = arm(depth, None)
-        at_end = len(ranking) < depth
-        if self.passes is None and self.demanded is None:
-            return ranking, at_end
-        passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
-        kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
-        wanted = self.options.offset + self.options.top_k
-        if (
-            at_end
-            or sum(chunk_id in passing for chunk_id, _ in ranking[: max(depth // SURE, wanted)]) >= wanted
-        ):
-            return kept, at_end
+        if not self.narrow:
+            ranking = arm(depth, None)
+            at_end = len(ranking) < depth
+            if self.passes is None and self.demanded is None:
+                return ranking, at_end
+            passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
+            wanted = self.options.offset + self.options.top_k
+            surest = ranking[: max(depth // SURE, wanted)]
+            if at_end or sum(chunk_id in passing for chunk_id, _ in surest) >= wanted:
+                return [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing], at_end
+            self.narrow = True  # the other arm need not try
         ranking = arm(depth, self._allowed_ids)
         return ranking, len(ranking) < depth
 
