@@ -51,6 +51,11 @@ class PostingList:
     def nbytes(self) -> int:
         return self.rows.nbytes + self.counts.nbytes
 
+    def among(self, permitted: NDArray[np.bool_]) -> "PostingList":
+        """The part of the list that is permitted."""
+        kept = permitted[self.rows]
+        return PostingList(self.rows[kept], self.counts[kept])
+
 
 class _State(NamedTuple):
     """What a version makes of the rows."""
@@ -212,14 +217,11 @@ def top_rows(
     threshold = 0.0  # `limit` rows have at least this
     first = 0
     while few is None and first < len(lists) and threshold <= rest[first] + _SLACK:
-        at, counts = lists[first].rows, lists[first].counts
-        if permitted is not None:
-            kept = permitted[at]
-            at, counts = at[kept], counts[kept]
-        scores[at] += _shares(counts, weights[first], norms[at])
+        one = lists[first] if permitted is None else lists[first].among(permitted)
+        scores[one.rows] += _shares(one.counts, weights[first], norms[one.rows])
         first += 1
         if sum(bounds[:first]) > rest[first]:  # otherwise no row has enough yet
-            threshold = max(threshold, _kth(scores[at], limit))
+            threshold = max(threshold, _kth(scores[one.rows], limit))
     found = np.flatnonzero(scores > 0) if few is None else few
     values = scores[found]
     for number in range(first, len(lists)):

@@ -28,6 +28,7 @@ from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
 from indexer.fusion import fuse, maximal_marginal_relevance
+from indexer.languages import languages_of
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
 from indexer.types import Reranker, SearchHit, SearchOptions
@@ -139,6 +140,7 @@ class _Request:
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.narrow = False  # whether an arm found too little that fulfils the condition
         self.vector: NDArray[np.float32] | None = None
+        self.cosines: dict[int, float] = {}  # of the chunks whose score is not that
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
         """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
@@ -221,7 +223,21 @@ class _Request:
         ids, scores = self.collection.vectors.search(
             self.vector, depth, allowed=allowed, exact=self.options.exact
         )
-        return list(zip(ids.tolist(), scores.tolist(), strict=True))
+        return self._levelled(list(zip(ids.tolist(), scores.tolist(), strict=True)))
+
+    def _levelled(self, ranking: Ranking) -> Ranking:
+        """Cosines without what they owe to the passages' languages."""
+        assert self.vector is not None
+        leanings = self.collection.index.leanings(self.session).of(self.vector)
+        if not leanings:
+            return ranking
+        self.cosines.update(ranking)
+        languages = languages_of(self.session, [chunk_id for chunk_id, _ in ranking])
+        levelled = [
+            (chunk_id, cosine - leanings.get(languages.get(chunk_id) or "", 0.0))
+            for chunk_id, cosine in ranking
+        ]
+        return sorted(levelled, key=lambda pair: (-pair[1], pair[0]))
 
     def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         return self.collection.store.fulltext.search(
@@ -280,6 +296,8 @@ class _Request:
                     for arm, places in ranks.items()
                     if (place := places.get(chunk_id)) is not None
                 }
+                if "dense" in origin and chunk_id in self.cosines:
+                    origin["dense"]["cosine"] = self.cosines[chunk_id]
                 found[key] = _Candidate(chunk_id, document_id, score, origin)
             if len(found) >= wanted:
                 break
