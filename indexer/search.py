@@ -11,7 +11,7 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite
@@ -220,17 +220,15 @@ class _Request:
     def _dense(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         if self.vector is None:
             self.vector = self.collection.embedder.encode_query(self.parsed.text)
-        ids, scores = self.collection.vectors.search(
-            self.vector, depth, allowed=allowed, exact=self.options.exact
-        )
-        return self._levelled(list(zip(ids.tolist(), scores.tolist(), strict=True)))
+        index = self.collection.index
+        view = index.synchronised()
+        ids, scores = view.search(self.vector, depth, allowed=allowed, exact=self.options.exact)
+        ranking = list(zip(ids.tolist(), scores.tolist(), strict=True))
+        leanings = index.leanings(self.session, view).of(self.vector)
+        return self._levelled(ranking, leanings) if leanings else ranking
 
-    def _levelled(self, ranking: Ranking) -> Ranking:
+    def _levelled(self, ranking: Ranking, leanings: Mapping[str, float]) -> Ranking:
         """Cosines without what they owe to the passages' languages."""
-        assert self.vector is not None
-        leanings = self.collection.index.leanings(self.session).of(self.vector)
-        if not leanings:
-            return ranking
         self.cosines.update(ranking)
         languages = languages_of(self.session, [chunk_id for chunk_id, _ in ranking])
         levelled = [

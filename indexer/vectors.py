@@ -110,9 +110,9 @@ class CollectionVectors:
                 self._listed.popitem(last=False)
         return ids
 
-    def leanings(self, session: Session) -> Leanings:
-        """What the passages' languages do to cosines, in the newest version."""
-        view, known = self.synchronised(), self._leanings
+    def leanings(self, session: Session, view: View) -> Leanings:
+        """What the languages of a view's passages do to cosines, remembered."""
+        known = self._leanings
         if known is None or known.version != view.version:
             known = self._leanings = leanings(session, view)
         return known
