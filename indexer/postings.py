@@ -145,11 +145,11 @@ class Postings:
             if newer <= max(NEWER_ROWS, NEWER_SHARE * len(rows.ids)) and dead <= DEAD_SHARE * len(rows.ids):
                 return rows
         ids, sizes = connection.exec_driver_sql(
-            "SELECT group_concat(id), group_concat(hex(sz), '')"
+            "SELECT group_concat(id), CAST(group_concat(sz, '') AS BLOB)"
             f" FROM (SELECT id, sz FROM {self._table}_docsize ORDER BY id)"
         ).one()
-        lengths = _varints(np.frombuffer(bytes.fromhex(sizes or ""), np.uint8)).reshape(-1, 2).sum(1)
-        rows = _Rows(_numbers(ids), lengths.astype(np.float32))
+        lengths = _varints(np.frombuffer(sizes or b"", np.uint8))
+        rows = _Rows(_numbers(ids), (lengths[::2] + lengths[1::2]).astype(np.float32))
         with self._lock:
             self._rows = rows
         return rows
