@@ -47,8 +47,9 @@ class Leanings:
 
 def leanings(session: Session, view: View) -> Leanings:
     """What the languages of a view's passages do to cosines."""
-    live = np.flatnonzero(view.alive)
-    rows = live[:: max(1, -(-len(live) // SAMPLE_ROWS))]
+    rows = np.flatnonzero(view.alive)
+    if len(rows) > SAMPLE_ROWS:  # drawn, because every n-th row of a table may be in the same language
+        rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE_ROWS, replace=False))
     of = languages_of(session, view.ids[rows])
     found = np.array([of.get(id) or "" for id in view.ids[rows].tolist()], object)
     counts = Counter(found.tolist())

@@ -111,7 +111,7 @@ def test_filters_and_an_approximate_index_rank_alike(collection, monkeypatch):
 
 
 def test_a_sample_stands_for_a_large_collection(collection, monkeypatch):
-    collection.upsert([*passages("de", 300), *passages("fr", 300)])
+    collection.upsert(one for pair in zip(passages("de", 300), passages("fr", 300), strict=True) for one in pair)
     with collection.session() as session:
         whole = languages.leanings(session, collection.vectors)
         monkeypatch.setattr(languages, "SAMPLE_ROWS", 200)
