@@ -138,9 +138,7 @@ class Postings:
         """The rows in memory, read again when too much has changed since."""
         rows = self._rows
         if rows is not None and version.last >= rows.last:
-            newer = connection.exec_driver_sql(
-                f"SELECT count(*) FROM {self._table}_docsize WHERE id > ?", (rows.last,)
-            ).scalar_one()
+            newer = self._newer(connection, rows)
             dead = len(rows.ids) - (version.rows - newer)
             if newer <= max(NEWER_ROWS, NEWER_SHARE * len(rows.ids)) and dead <= DEAD_SHARE * len(rows.ids):
                 return rows
@@ -154,14 +152,18 @@ class Postings:
             self._rows = rows
         return rows
 
+    def _newer(self, connection: Connection, rows: _Rows) -> int:
+        count: int = connection.exec_driver_sql(
+            f"SELECT count(*) FROM {self._table}_docsize WHERE id > ?", (rows.last,)
+        ).scalar_one()
+        return count
+
     def _state(self, connection: Connection, version: Version, rows: _Rows) -> _State:
-        count, ids = connection.exec_driver_sql(
-            "SELECT count(*), CASE WHEN count(*) < ? THEN group_concat(id) END"
-            f" FROM {self._table}_docsize WHERE id <= ?",
-            (len(rows.ids), rows.last),
-        ).one()
         alive = np.zeros(len(rows.ids), np.float32)
-        if count < len(rows.ids):
+        if version.rows - self._newer(connection, rows) < len(rows.ids):
+            ids = connection.exec_driver_sql(
+                f"SELECT group_concat(id) FROM {self._table}_docsize WHERE id <= ?", (rows.last,)
+            ).scalar_one()
             alive[~np.isin(rows.ids, _numbers(ids), assume_unique=True)] = -np.inf
         mean = max(version.tokens / max(version.rows, 1), 1e-9)
         norms = np.float32(K1 * (1 - B)) + np.float32(K1 * B / mean) * rows.tokens
