@@ -55,9 +55,9 @@ Arm = Callable[[int, NDArray[np.int64] | None], Ranking]  # (depth, the only chu
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
     """The best passages for `query`, best first.
 
-    Scores are cosines (dense), BM25 (lexical) or the sum of both on a common scale (hybrid, `fusion.fuse`); a
-    reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or LimitExceeded; no text of a
-    query is ever an error.
+    Scores are cosines (dense; levelled between the languages of a collection, `indexer.languages`), BM25 (lexical)
+    or the sum of both on a common scale (hybrid, `fusion.fuse`); a reranker's own when it is asked for. Raises
+    InvalidQuery, InvalidFilter or LimitExceeded; no text of a query is ever an error.
     """
     options = options or SearchOptions()
     query = clean_text(query)
@@ -140,7 +140,7 @@ class _Request:
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.narrow = False  # whether an arm found too little that fulfils the condition
         self.vector: NDArray[np.float32] | None = None
-        self.cosines: dict[int, float] = {}  # of the chunks whose score is not that
+        self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is levelled
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
         """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
