@@ -72,6 +72,7 @@ class _Rows:
     ids: NDArray[np.int64]  # (n,) ascending
     tokens: NDArray[np.float32]  # (n,)
     lists: OrderedDict[str, PostingList] = field(default_factory=OrderedDict)  # least recently used first
+    list_bytes: int = 0
     state: _State | None = None  # in the version that was last asked for
 
     @property
@@ -186,9 +187,11 @@ class Postings:
         at, there = _places(rows.ids, ids)
         made = PostingList(at[there].astype(np.int32), counts[there].clip(max=65_535).astype(np.uint16))
         with self._lock:
-            rows.lists[term] = made
-            while len(rows.lists) > 1 and sum(one.nbytes for one in rows.lists.values()) > LIST_BYTES:
-                rows.lists.popitem(last=False)
+            if term not in rows.lists:
+                rows.lists[term] = made
+                rows.list_bytes += made.nbytes
+            while len(rows.lists) > 1 and rows.list_bytes > LIST_BYTES:
+                rows.list_bytes -= rows.lists.popitem(last=False)[1].nbytes
         return made
 
 
@@ -251,10 +254,14 @@ def _kth(scores: NDArray[np.float32], k: int) -> float:
 
 
 def _places(sorted_values: NDArray[Any], wanted: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each wanted value would stand, and whether it is there."""
+    """Where each wanted value would stand, and whether it is there. The sorted values are different ones."""
     if not len(sorted_values):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    places = np.searchsorted(sorted_values, wanted).clip(max=len(sorted_values) - 1)
+    first, last = int(sorted_values[0]), len(sorted_values) - 1
+    if sorted_values[-1] == first + last:  # without a gap, as ids are until something is deleted
+        places = (wanted.astype(np.int64) - first).clip(0, last)
+    else:
+        places = np.searchsorted(sorted_values, wanted).clip(max=last)
     return places, sorted_values[places] == wanted
 
 
