@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from api.errors import EXPECTED, INTERNAL, InvalidRequest, meaning, sentence
 from api.shapes import dumps
+from indexer.errors import DocumentNotFound
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,6 +149,8 @@ def _is_ours(error: Exception) -> bool:
 
 def fail(error: BaseException | str) -> None:
     text = error if isinstance(error, str) else sentence(error)
+    if isinstance(error, DocumentNotFound):  # the next step here; over HTTP and MCP it is another
+        text += "; `rwkv-embed list` shows the ids"
     err().print("Error:", style="bold red", end=" ")
     err().print(printable(text), soft_wrap=True)
 

@@ -99,7 +99,7 @@ def filled(store: Store, texts: Texts, count: int) -> Collection:
         collection.upsert(documents(texts, there, count))
         print(f"ingest: {(count - there) / (time.perf_counter() - start):,.0f} passages/s")
         start = time.perf_counter()
-        collection.index.save()
+        collection.index.close()  # waits for what the ingest has begun in the background
         print(f"index: {time.perf_counter() - start:.1f} s")
     return collection
 

@@ -66,12 +66,11 @@ def index_terms(text: str) -> IndexTerms:
     for kind, run in _runs(text):
         if kind in _SEQUENCES:
             words += _SEQUENCES[kind](run)
-        else:
-            folded = _fold(run)
-            words.append(folded)
-            if folded != run:
-                variants.append(run)
-            variants += _stems(folded)
+        elif word := _word(kind, run):
+            words.append(word.folded)
+            if word.folded != word.written:
+                variants.append(word.written)
+            variants += word.stems
     return IndexTerms(words, variants)
 
 
@@ -84,25 +83,17 @@ def query_terms(text: str) -> list[str]:
     for kind, run in _runs(text):
         if kind in _SEQUENCES:
             terms += _SEQUENCES[kind](run)
-        else:
-            terms.append(run)
-            terms += _stems(_fold(run))
+        elif word := _word(kind, run):
+            terms.append(word.written)
+            terms += word.stems
     return list(dict.fromkeys(terms))
 
 
 def _runs(text: str) -> Iterator[tuple[str, str]]:
-    """(kind, run) for each run of one script; words are cleaned of points and cut to MAX_TERM_CHARS."""
+    """(kind, run) for each run of one script."""
     text = normalize("NFKC", text).casefold()
     for match in (_ASCII_RUN if text.isascii() else _RUN).finditer(text):
-        kind, run = match.lastgroup or "word", match.group()
-        if kind == "code":
-            run = run.replace("+", "＋").replace("#", "＃")
-        elif kind == "word" and not run.isascii():
-            run = _POINTS.sub("", run).translate(_ARABIC_SPELLINGS)
-        if kind not in ("ideographic", "unspaced"):
-            run = run[:MAX_TERM_CHARS]
-        if run:
-            yield kind, run
+        yield match.lastgroup or "word", match.group()
 
 
 def _grams(units: list[str]) -> list[str]:
@@ -114,6 +105,7 @@ def _grams(units: list[str]) -> list[str]:
 
 
 def _hangul(run: str) -> list[str]:
+    run = run[:MAX_TERM_CHARS]
     pairs = [first + second for first, second in pairwise(run)]
     return pairs if len(run) == 2 else [run, *pairs]
 
@@ -125,7 +117,33 @@ _SEQUENCES: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-@lru_cache(maxsize=50_000)
+class _Word(NamedTuple):
+    """A word cleaned of points and cut to MAX_TERM_CHARS, without its accents, and what stands for its forms."""
+
+    written: str
+    folded: str
+    stems: tuple[str, ...]
+
+
+def _word(kind: str, run: str) -> _Word | None:
+    """The terms of a run of the kind "word" or "code"; None when nothing is left of it."""
+    # most words of a text are common ones; a long "word" is data, which would fill the memory
+    return _remembered_word(kind, run) if len(run) <= MAX_TERM_CHARS else _analysed_word(kind, run)
+
+
+def _analysed_word(kind: str, run: str) -> _Word | None:
+    if kind == "code":
+        run = run.replace("+", "＋").replace("#", "＃")
+    elif not run.isascii():
+        run = _POINTS.sub("", run).translate(_ARABIC_SPELLINGS)
+    written = run[:MAX_TERM_CHARS]
+    folded = _fold(written)
+    return _Word(written, folded, tuple(_stems(folded))) if written else None
+
+
+_remembered_word = lru_cache(maxsize=50_000)(_analysed_word)
+
+
 def _fold(word: str) -> str:
     """Without accents, in scripts where an accent is one; elsewhere marks are vowels and stay."""
     if word.isascii() or not _FOLDED_SCRIPTS.match(word):

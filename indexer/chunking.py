@@ -165,20 +165,18 @@ def _measure(text: str, max_tokens: int, count_tokens: CountTokens) -> list[_Pie
         heading = _HEADING.match(text, start, end) is not None
         cuts = _cut(text, start, end, -(-(end - start) // MAX_SENTENCE_CHARS))
         pieces += [_Piece(a, b, heading, paragraph and number == 0) for number, (a, b) in enumerate(cuts)]
-    if not pieces:
-        return []
-    special = count_tokens([""])[0]  # an end-of-text token is paid once a chunk, not once a sentence
-    limit = max(1, max_tokens - special)
-    return _split_long(text, pieces, limit, special, count_tokens)
+    return _split_long(text, pieces, max_tokens, count_tokens)
 
 
 def _split_long(
-    text: str, pieces: list[_Piece], limit: int, special: int, count_tokens: CountTokens
+    text: str, pieces: list[_Piece], max_tokens: int, count_tokens: CountTokens
 ) -> list[_Piece]:
-    """Cut what is over `limit` tokens, count the parts, repeat: one call of `count_tokens` a round."""
+    """Cut what is over `max_tokens`, count the parts, repeat: one call of `count_tokens` a round."""
     waiting = list(range(len(pieces)))
     while waiting:
-        counts = count_tokens([_with_gap(text, pieces, index) for index in waiting])
+        # of an empty text, too: an end-of-text token is paid once a chunk, not once a sentence
+        special, *counts = count_tokens(["", *(_with_gap(text, pieces, index) for index in waiting)])
+        limit = max(1, max_tokens - special)
         for index, tokens in zip(waiting, counts, strict=True):
             pieces[index].tokens = max(0, tokens - special)
         divided: list[_Piece] = []

@@ -156,9 +156,9 @@ class Collection:
         mine = DocumentRow.collection_id == self.id
         if where is None:
             return mine
-        from indexer.filters import parse
+        from indexer.filters import parse, to_sql
 
-        return and_(mine, parse(where).to_sql(self.store.engine.dialect))
+        return and_(mine, to_sql(parse(where), self.store.engine.dialect))
 
     def session(self) -> AbstractContextManager[Session]:
         """A session for reading."""

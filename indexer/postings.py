@@ -51,6 +51,11 @@ class PostingList:
     def nbytes(self) -> int:
         return self.rows.nbytes + self.counts.nbytes
 
+    def among(self, permitted: NDArray[np.bool_]) -> "PostingList":
+        """The part of the list that is permitted."""
+        kept = permitted[self.rows]
+        return PostingList(self.rows[kept], self.counts[kept])
+
 
 class _State(NamedTuple):
     """What a version makes of the rows."""
@@ -67,6 +72,7 @@ class _Rows:
     ids: NDArray[np.int64]  # (n,) ascending
     tokens: NDArray[np.float32]  # (n,)
     lists: OrderedDict[str, PostingList] = field(default_factory=OrderedDict)  # least recently used first
+    list_bytes: int = 0
     state: _State | None = None  # in the version that was last asked for
 
     @property
@@ -116,48 +122,49 @@ class Postings:
         if rows is None or state is None or state.version != version:
             rows = self._rows_of(connection, version)
             state = rows.state = self._state(connection, version, rows)
-        scores, few = state.alive.copy(), None
+        few = permitted = None
         if allowed is not None:
             places, there = _places(rows.ids, allowed)
             few = places[there]
             if len(few) > FEW_SHARE * len(rows.ids):
-                left_out = np.ones(len(rows.ids), np.bool_)
-                left_out[few] = False
-                scores[left_out], few = -np.inf, None
+                permitted = np.zeros(len(rows.ids), np.bool_)
+                permitted[few], few = True, None
         rarest_first = sorted(terms)
         weights = [max(log((version.rows - n + 0.5) / (n + 0.5)), LEAST_IDF) for n, _ in rarest_first]
         lists = [self._list(connection, rows, term) for _, term in rarest_first]
-        found, scores = top_rows(lists, weights, state.norms, scores, limit, few)
+        found, scores = top_rows(lists, weights, state.norms, state.alive.copy(), limit, few, permitted)
         return list(zip(rows.ids[found].tolist(), scores.tolist(), strict=True)), rows.last
 
     def _rows_of(self, connection: Connection, version: Version) -> _Rows:
         """The rows in memory, read again when too much has changed since."""
         rows = self._rows
         if rows is not None and version.last >= rows.last:
-            newer = connection.exec_driver_sql(
-                f"SELECT count(*) FROM {self._table}_docsize WHERE id > ?", (rows.last,)
-            ).scalar_one()
+            newer = self._newer(connection, rows)
             dead = len(rows.ids) - (version.rows - newer)
             if newer <= max(NEWER_ROWS, NEWER_SHARE * len(rows.ids)) and dead <= DEAD_SHARE * len(rows.ids):
                 return rows
         ids, sizes = connection.exec_driver_sql(
-            "SELECT group_concat(id), group_concat(hex(sz), '')"
+            "SELECT group_concat(id), CAST(group_concat(sz, '') AS BLOB)"
             f" FROM (SELECT id, sz FROM {self._table}_docsize ORDER BY id)"
         ).one()
-        lengths = _varints(np.frombuffer(bytes.fromhex(sizes or ""), np.uint8)).reshape(-1, 2).sum(1)
-        rows = _Rows(_numbers(ids), lengths.astype(np.float32))
+        lengths = _varints(np.frombuffer(sizes or b"", np.uint8))
+        rows = _Rows(_numbers(ids), (lengths[::2] + lengths[1::2]).astype(np.float32))
         with self._lock:
             self._rows = rows
         return rows
 
+    def _newer(self, connection: Connection, rows: _Rows) -> int:
+        count: int = connection.exec_driver_sql(
+            f"SELECT count(*) FROM {self._table}_docsize WHERE id > ?", (rows.last,)
+        ).scalar_one()
+        return count
+
     def _state(self, connection: Connection, version: Version, rows: _Rows) -> _State:
-        count, ids = connection.exec_driver_sql(
-            "SELECT count(*), CASE WHEN count(*) < ? THEN group_concat(id) END"
-            f" FROM {self._table}_docsize WHERE id <= ?",
-            (len(rows.ids), rows.last),
-        ).one()
         alive = np.zeros(len(rows.ids), np.float32)
-        if count < len(rows.ids):
+        if version.rows - self._newer(connection, rows) < len(rows.ids):
+            ids = connection.exec_driver_sql(
+                f"SELECT group_concat(id) FROM {self._table}_docsize WHERE id <= ?", (rows.last,)
+            ).scalar_one()
             alive[~np.isin(rows.ids, _numbers(ids), assume_unique=True)] = -np.inf
         mean = max(version.tokens / max(version.rows, 1), 1e-9)
         norms = np.float32(K1 * (1 - B)) + np.float32(K1 * B / mean) * rows.tokens
@@ -176,13 +183,15 @@ class Postings:
         listed = connection.exec_driver_sql(
             f"SELECT group_concat(doc) FROM temp.{places} WHERE term = ?", (term,)
         ).scalar_one()
-        ids, counts = np.unique(_numbers(listed), return_counts=True)
+        ids, counts = _counted(_numbers(listed))
         at, there = _places(rows.ids, ids)
         made = PostingList(at[there].astype(np.int32), counts[there].clip(max=65_535).astype(np.uint16))
         with self._lock:
-            rows.lists[term] = made
-            while len(rows.lists) > 1 and sum(one.nbytes for one in rows.lists.values()) > LIST_BYTES:
-                rows.lists.popitem(last=False)
+            if term not in rows.lists:
+                rows.lists[term] = made
+                rows.list_bytes += made.nbytes
+            while len(rows.lists) > 1 and rows.list_bytes > LIST_BYTES:
+                rows.list_bytes -= rows.lists.popitem(last=False)[1].nbytes
         return made
 
 
@@ -193,12 +202,14 @@ def top_rows(
     scores: NDArray[np.float32],
     limit: int,
     few: NDArray[np.int64] | None = None,
+    permitted: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The `limit` best rows by BM25 and their scores, best first, ties by row.
 
     A term's share of a score is weight * count * (K1 + 1) / (count + norm), with `norms` (rows,) growing with a
     row's length. `lists` begin with the rarest term. `scores` (rows,) are what each row begins with, 0 or, to
-    leave it out, -inf; they are written to. `few` are the only rows to look at, ascending.
+    leave it out, -inf; they are written to. `few` are the only rows to look at, ascending; where they are more,
+    `permitted` (rows,) says which.
     """
     least_norm = float(norms.min(initial=np.inf))
     bounds = [
@@ -211,7 +222,7 @@ def top_rows(
     threshold = 0.0  # `limit` rows have at least this
     first = 0
     while few is None and first < len(lists) and threshold <= rest[first] + _SLACK:
-        one = lists[first]
+        one = lists[first] if permitted is None else lists[first].among(permitted)
         scores[one.rows] += _shares(one.counts, weights[first], norms[one.rows])
         first += 1
         if sum(bounds[:first]) > rest[first]:  # otherwise no row has enough yet
@@ -243,16 +254,26 @@ def _kth(scores: NDArray[np.float32], k: int) -> float:
 
 
 def _places(sorted_values: NDArray[Any], wanted: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each wanted value would stand, and whether it is there."""
+    """Where each wanted value would stand, and whether it is there. The sorted values are different ones."""
     if not len(sorted_values):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    places = np.searchsorted(sorted_values, wanted).clip(max=len(sorted_values) - 1)
+    first, last = int(sorted_values[0]), len(sorted_values) - 1
+    if sorted_values[-1] == first + last:  # without a gap, as ids are until something is deleted
+        places = (wanted.astype(np.int64) - first).clip(0, last)
+    else:
+        places = np.searchsorted(sorted_values, wanted).clip(max=last)
     return places, sorted_values[places] == wanted
 
 
 def _numbers(listed: str | None) -> NDArray[np.int64]:
     """Comma-separated numbers: a quarter of the time that as many result rows take."""
     return np.fromstring(listed or "", np.int64, sep=",")
+
+
+def _counted(listed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each of the ascending numbers once, and how often it is there."""
+    starts = np.flatnonzero(np.diff(listed, prepend=-1))
+    return listed[starts], np.diff(starts, append=len(listed))
 
 
 def _varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -11,14 +11,15 @@ hits are found or nothing is left. "phrases" and -exclusions of a query hold in 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
@@ -27,6 +28,7 @@ from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
 from indexer.fusion import fuse, maximal_marginal_relevance
+from indexer.languages import languages_of
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
 from indexer.types import Reranker, SearchHit, SearchOptions
@@ -43,6 +45,7 @@ MAX_OFFSET = 10_000
 RERANK_DEPTH = 50
 MMR_DEPTH = 5  # candidates per hit among which variety is looked for
 SURE = 4  # an approximate index finds the first quarter of a ranking best: there must be enough that pass a filter
+ANALYSED_PASSAGES = 1_000  # whose sentences' terms are remembered, about 10 kB each
 MIN_LOOKED_UP = 50  # candidates at a time whose documents are asked for
 
 Ranking = list[tuple[int, float]]  # (chunk id, score), best first
@@ -52,9 +55,9 @@ Arm = Callable[[int, NDArray[np.int64] | None], Ranking]  # (depth, the only chu
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
     """The best passages for `query`, best first.
 
-    Scores are cosines (dense), BM25 (lexical) or the sum of both on a common scale (hybrid, `fusion.fuse`); a
-    reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or LimitExceeded; no text of a
-    query is ever an error.
+    Scores are cosines (dense; levelled between the languages of a collection, `indexer.languages`), BM25 (lexical)
+    or the sum of both on a common scale (hybrid, `fusion.fuse`); a reranker's own when it is asked for. Raises
+    InvalidQuery, InvalidFilter or LimitExceeded; no text of a query is ever an error.
     """
     options = options or SearchOptions()
     query = clean_text(query)
@@ -108,6 +111,8 @@ def _check(query: str, options: SearchOptions) -> None:
         raise InvalidQuery(f"mode is {options.mode!r}; expected dense, lexical or hybrid")
     if options.group_by not in ("chunk", "document"):
         raise InvalidQuery(f"group_by is {options.group_by!r}; expected chunk or document")
+    if options.score_threshold is not None and not isfinite(options.score_threshold):
+        raise InvalidQuery(f"score_threshold is {options.score_threshold}; expected a finite number")
     if options.mmr_lambda is not None and not 0 <= options.mmr_lambda <= 1:
         raise InvalidQuery(f"mmr_lambda is {options.mmr_lambda}; expected 0 (variety) to 1 (relevance)")
 
@@ -131,9 +136,11 @@ class _Request:
         if not self.parsed.text.strip():
             raise InvalidQuery("the query only excludes; add something to look for")
         self.filter = self._filter()
-        self.passes = self.filter.to_sql(session.get_bind().dialect) if self.filter is not None else None
+        self.passes = self._condition()
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
+        self.narrow = False  # whether an arm found too little that fulfils the condition
         self.vector: NDArray[np.float32] | None = None
+        self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is levelled
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
         """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
@@ -164,7 +171,7 @@ class _Request:
         wanted = frozenset(query_terms(self.parsed.text))
         return [self._hit(one, rows[one.chunk_id], wanted) for one in page if one.chunk_id in rows]
 
-    def _hit(self, candidate: _Candidate, row: Any, wanted: Set[str]) -> SearchHit:
+    def _hit(self, candidate: _Candidate, row: Any, wanted: frozenset[str]) -> SearchHit:
         return SearchHit(
             score=candidate.score,
             document_id=row.external_id,
@@ -187,30 +194,48 @@ class _Request:
 
         return parse(self.options.where)
 
+    def _condition(self) -> ColumnElement[bool] | None:
+        if self.filter is None:
+            return None
+        from indexer.filters import to_sql
+
+        return to_sql(self.filter, self.session.get_bind().dialect)
+
     def _passing(self, arm: Arm, depth: int) -> tuple[Ranking, bool]:
         """The arm's best chunks that fulfil the condition, up to `depth`; and whether there are no more."""
-        ranking = arm(depth, None)
-        at_end = len(ranking) < depth
-        if self.passes is None and self.demanded is None:
-            return ranking, at_end
-        passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
-        kept = [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing]
-        wanted = self.options.offset + self.options.top_k
-        if (
-            at_end
-            or sum(chunk_id in passing for chunk_id, _ in ranking[: max(depth // SURE, wanted)]) >= wanted
-        ):
-            return kept, at_end
+        if not self.narrow:
+            ranking = arm(depth, None)
+            at_end = len(ranking) < depth
+            if self.passes is None and self.demanded is None:
+                return ranking, at_end
+            passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
+            wanted = self.options.offset + self.options.top_k
+            surest = ranking[: max(depth // SURE, wanted)]
+            if at_end or sum(chunk_id in passing for chunk_id, _ in surest) >= wanted:
+                return [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing], at_end
+            self.narrow = True  # the other arm need not try
         ranking = arm(depth, self._allowed_ids)
         return ranking, len(ranking) < depth
 
     def _dense(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         if self.vector is None:
             self.vector = self.collection.embedder.encode_query(self.parsed.text)
-        ids, scores = self.collection.vectors.search(
-            self.vector, depth, allowed=allowed, exact=self.options.exact
-        )
-        return list(zip(ids.tolist(), scores.tolist(), strict=True))
+        index = self.collection.index
+        view = index.synchronised()
+        ids, scores = view.search(self.vector, depth, allowed=allowed, exact=self.options.exact)
+        ranking = list(zip(ids.tolist(), scores.tolist(), strict=True))
+        leanings = index.leanings(self.session, view).of(self.vector)
+        return self._levelled(ranking, leanings) if leanings else ranking
+
+    def _levelled(self, ranking: Ranking, leanings: Mapping[str, float]) -> Ranking:
+        """Cosines without what they owe to the passages' languages."""
+        self.cosines.update(ranking)
+        languages = languages_of(self.session, [chunk_id for chunk_id, _ in ranking])
+        levelled = [
+            (chunk_id, cosine - leanings.get(languages.get(chunk_id) or "", 0.0))
+            for chunk_id, cosine in ranking
+        ]
+        return sorted(levelled, key=lambda pair: (-pair[1], pair[0]))
 
     def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         return self.collection.store.fulltext.search(
@@ -269,6 +294,8 @@ class _Request:
                     for arm, places in ranks.items()
                     if (place := places.get(chunk_id)) is not None
                 }
+                if "dense" in origin and chunk_id in self.cosines:
+                    origin["dense"]["cosine"] = self.cosines[chunk_id]
                 found[key] = _Candidate(chunk_id, document_id, score, origin)
             if len(found) >= wanted:
                 break
@@ -332,16 +359,24 @@ def _spread(
     return [pool[position] for position in order]
 
 
-def highlights(wanted: Set[str], text: str) -> list[tuple[int, int]]:
+def highlights(wanted: frozenset[str], text: str) -> list[tuple[int, int]]:
     """The sentence of `text` with most of the wanted terms, as (start, end); [] if none has any.
 
     A term counts the less, the more sentences have it. A passage in another language than the query's has no
     highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
     """
-    spans = sentences(text)
-    shared = [wanted & set(query_terms(text[start:end])) for start, end in spans]
+    spans, terms_of = _analysed_sentences(text)
+    shared = [wanted & terms for terms in terms_of]
     counts = Counter(term for terms in shared for term in terms)
     if not counts:
         return []
     scores = [sum(1 / counts[term] for term in terms) for terms in shared]
     return [spans[max(range(len(spans)), key=scores.__getitem__)]]
+
+
+@lru_cache(maxsize=ANALYSED_PASSAGES)
+def _analysed_sentences(text: str) -> tuple[list[tuple[int, int]], list[frozenset[str]]]:
+    """The sentences of a passage and the terms of each. Analysing ten hits takes as long as ranking some
+    thousand passages, and the same few are found again and again."""
+    spans = sentences(text)
+    return spans, [frozenset(query_terms(text[start:end])) for start, end in spans]

@@ -71,7 +71,7 @@ class SearchHit:
     end: int
     metadata: Metadata
     highlights: Sequence[tuple[int, int]] = ()
-    explain: Mapping[str, Any] | None = None  # {"dense": {"rank", "score"}, "lexical": {...}} when asked for
+    explain: Mapping[str, Any] | None = None  # {"dense": {"rank", "score", ("cosine")}, "lexical": {...}}
 
 
 @dataclass(frozen=True, slots=True)

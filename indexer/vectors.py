@@ -38,6 +38,7 @@ from indexer.ann import (
 )
 from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
 from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
+from indexer.languages import Leanings, leanings
 from indexer.locks import WriterLock
 from indexer.snapshots import DamagedSnapshot
 from indexer.view import Ids, View, empty_view, live_parts, merged, to_float32
@@ -70,6 +71,7 @@ class CollectionVectors:
         self._builder: threading.Thread | None = None
         self._stop = threading.Event()
         self._listed: OrderedDict[Hashable, Ids] = OrderedDict()  # least recently used first
+        self._leanings: Leanings | None = None  # of the version that was last asked for
 
     @property
     def directory(self) -> Path:
@@ -107,6 +109,13 @@ class CollectionVectors:
             while len(self._listed) > 1 and sum(one.nbytes for one in self._listed.values()) > LISTED_BYTES:
                 self._listed.popitem(last=False)
         return ids
+
+    def leanings(self, session: Session, view: View) -> Leanings:
+        """What the languages of a view's passages do to cosines, remembered."""
+        known = self._leanings
+        if known is None or known.version != view.version:
+            known = self._leanings = leanings(session, view)
+        return known
 
     def _behind(self, session: Session, view: View) -> bool:
         """Whether so much is new that a snapshot another process wrote would be quicker than a replay."""
@@ -160,25 +169,27 @@ class CollectionVectors:
 
     def _fetch(self, session: Session, after: int) -> tuple[Ids, NDArray[Any]]:
         """Ids and vectors of the chunks with a larger id than `after`; float32 unless there are very many."""
+        new = (ChunkRow.collection_id == self._collection_id, ChunkRow.id > after)
+        total = session.scalar(select(func.count()).where(*new)) or 0  # of the version that is read below, too
+        ids, vectors = np.empty(total, np.int64), np.empty((total, self._dim), np.float16)
         statement = (
             select(ChunkRow.id, ChunkRow.vector)
-            .where(ChunkRow.collection_id == self._collection_id, ChunkRow.id > after)
+            .where(*new)
             .order_by(ChunkRow.id)
             .execution_options(yield_per=_FETCH_ROWS)
         )
-        ids, vectors = [np.empty(0, np.int64)], [np.empty((0, self._dim), np.float16)]
-        total = 0
+        done = 0
         for page in session.execute(statement).partitions():
             data = b"".join(row.vector for row in page)
             if len(data) != 2 * self._dim * len(page):
                 raise StoreError(f"a stored vector does not have {self._dim} values; run `rwkv-embed verify`")
-            ids.append(np.array([row.id for row in page], np.int64))
-            vectors.append(np.frombuffer(data, "<f2").reshape(len(page), self._dim))
-            total += len(page)
-            if total > 10 * _FETCH_ROWS and total % (10 * _FETCH_ROWS) < len(page):
-                log.warning("rebuilding the vector index from SQL: %s chunks read", f"{total:,}")
-        matrix = np.concatenate(vectors)
-        return np.concatenate(ids), to_float32(matrix) if is_small(total, self._dim) else matrix
+            here = slice(done, done + len(page))
+            ids[here] = [row.id for row in page]
+            vectors[here] = np.frombuffer(data, "<f2").reshape(len(page), self._dim)
+            done += len(page)
+            if done > 10 * _FETCH_ROWS and done % (10 * _FETCH_ROWS) < len(page):
+                log.warning("rebuilding the vector index from SQL: %s chunks read", f"{done:,}")
+        return ids, to_float32(vectors) if is_small(total, self._dim) else vectors
 
     def _still_there(self, session: Session, view: View, tombstones_since: int) -> NDArray[np.bool_]:
         """Which rows of a view are still in SQL: by tombstones, or by all ids when those are forgotten."""

@@ -128,9 +128,7 @@ def find_document(session: Session, collection_id: int, document_id: str) -> Doc
         )
     )
     if row is None:
-        raise DocumentNotFound(
-            f"there is no document {document_id[:200]!r} in the collection; `rwkv-embed list` shows the ids"
-        )
+        raise DocumentNotFound(f"there is no document {document_id[:200]!r} in the collection")
     return row
 
 

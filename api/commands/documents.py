@@ -244,9 +244,7 @@ def delete(
     else:
         say(f"{deleted} deleted")
     if missing := 0 if whole else len(ids) - deleted:
-        raise DocumentNotFound(
-            f"{missing} of {len(ids)} ids not in the collection; `rwkv-embed list` shows those that are"
-        )
+        raise DocumentNotFound(f"{missing} of {len(ids)} ids not in the collection")
 
 
 def _delete_documents(store: str | None, name: str, ids: Set[str]) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from api.errors import InvalidRequest
 from api.routes.embeddings import as_texts, check_count, check_dimensions, short_floats, shortened
 from api.schemas import EmbedRequest, RerankRequest
 from api.service import ServiceDependency, json_response, while_connected
@@ -27,6 +28,8 @@ async def embed(request: Request, asked: EmbedRequest, service: ServiceDependenc
 @router.post("/rerank", summary="Order texts by how well they fit a query")
 async def rerank(request: Request, asked: RerankRequest, service: ServiceDependency) -> Response:
     """`[{"index", "score"}]`, best first. The score is the cosine similarity of the embeddings."""
+    if not asked.query.strip():
+        raise InvalidRequest("the query is empty; send what the texts are to be compared with", param="query")
     check_count(service, len(asked.texts), "texts")
     query = await while_connected(request, service.encode([asked.query], "query"))
     vectors = await while_connected(request, service.encode(asked.texts))

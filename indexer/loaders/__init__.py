@@ -36,7 +36,7 @@ def supported(path: Path) -> bool:
 
 def load(path: Path, root: Path | None = None) -> list[Document]:
     """The documents in one file; tables and JSON lines give one per row. An empty file is a document without
-    text.
+    text, but for formats that are never empty.
 
     `id` and `uri` are the path relative to `root` (as given when there is no root), with `#row` or the row's
     own id behind the id of a row. Raises LoaderError with the reason; nothing else.

@@ -47,10 +47,12 @@ _OTHER_MAGIC = {
 
 def detect(data: bytes, name: str) -> str:
     """The kind of a file, a value of `SUFFIXES`. Raises UnreadableFile when nothing here can read it."""
-    if not data:
-        return "text"
     suffix = PurePath(name).suffix.lower()
     named = SUFFIXES.get(suffix)
+    if not data and named in _BINARY:
+        raise UnreadableFile(f"it is damaged: a {named} file is never empty")
+    if not data:
+        return "text"
     if b"%PDF-" in data[:1024]:
         return "pdf"
     if data.startswith(b"PK\x03\x04"):

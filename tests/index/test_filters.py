@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from indexer.db.tables import Base, CollectionRow, DocumentRow
 from indexer.errors import InvalidFilter
-from indexer.filters import And, Compare, Exists, Not, Or, parse
+from indexer.filters import And, Compare, Exists, Not, Or, matches, parse, to_sql
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
 DOCUMENTS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def session():
 
 
 def found_by_sql(session: Session, where: Any) -> set[str]:
-    condition = parse(where).to_sql(session.get_bind().dialect)
+    condition = to_sql(parse(where), session.get_bind().dialect)
     return set(session.scalars(select(DocumentRow.external_id).where(condition)))
 
 
@@ -117,7 +117,7 @@ def found_by_sql(session: Session, where: Any) -> set[str]:
 )
 def test_finds(session, where, expected):
     assert found_by_sql(session, where) == expected
-    assert {name for name in DOCUMENTS if parse(where).matches(record(name))} == expected
+    assert {name for name in DOCUMENTS if matches(parse(where), record(name))} == expected
 
 
 def test_the_text_form_gives_the_tree_of_the_json_form():
@@ -247,4 +247,4 @@ def engine():
 def test_sql_agrees_with_python(engine, where, document):
     with Session(engine) as session:  # closed without a commit: the next example finds empty tables
         insert(session, [document])
-        assert bool(found_by_sql(session, where)) == parse(where).matches(document)
+        assert bool(found_by_sql(session, where)) == matches(parse(where), document)

@@ -305,3 +305,10 @@ def test_lists_that_were_not_used_for_long_are_forgotten(connection, monkeypatch
     for query in ("brown", "quick", "brown", "fox"):
         ranked.search(connection, 1, query, 10)
     assert list(ranked._postings[1]._rows.lists) == ["fox"]
+
+
+@pytest.mark.parametrize("values", [[4, 5, 6, 7], [4, 6, 7, 9], [5], []])
+def test_places_with_and_without_gaps(values):
+    places, there = postings._places(np.array(values, np.int32), np.arange(12))
+    assert [n for n in range(12) if there[n]] == values
+    assert places[there].tolist() == list(range(len(values)))

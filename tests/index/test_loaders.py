@@ -61,7 +61,13 @@ def test_plain_text_is_kept_with_unix_line_ends(tmp_path):
 
 
 def test_an_empty_file_is_a_document_without_text(tmp_path):
-    assert only(put(tmp_path, "empty.pdf", ""), tmp_path).text == ""
+    assert only(put(tmp_path, "empty.md", ""), tmp_path).text == ""
+
+
+@pytest.mark.parametrize("kind", ["pdf", "docx", "pptx", "xlsx", "epub"])
+def test_an_empty_file_of_a_format_that_is_never_empty_is_damaged(tmp_path, kind):
+    with pytest.raises(LoaderError, match=rf"^empty\.{kind}: it is damaged: a {kind} file is never empty$"):
+        load(put(tmp_path, f"empty.{kind}", ""), tmp_path)
 
 
 def test_markdown_front_matter(tmp_path):

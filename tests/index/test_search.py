@@ -1,6 +1,7 @@
 """Search over a real store: modes, filters, grouping, variety, pages, hostile queries."""
 
 import contextlib
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from indexer import search
 from indexer.analysis import query_terms
 from indexer.db.tables import DocumentRow
 from indexer.errors import InvalidFilter, InvalidQuery, LimitExceeded
-from indexer.filters import parse
+from indexer.filters import matches, parse, to_sql
 from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.search import highlights
 from indexer.store import open_store
@@ -115,7 +116,7 @@ def test_listed_filters_are_the_obvious_ones_while_documents_change(changing, me
     passing = {
         one.id
         for one in documents
-        if parse(where).matches({"language": one.language, "metadata": one.metadata})
+        if matches(parse(where), {"language": one.language, "metadata": one.metadata})
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "MIN_DEPTH", 1)  # so that the first ranking never holds enough
@@ -126,7 +127,7 @@ def test_listed_filters_are_the_obvious_ones_while_documents_change(changing, me
 
 
 def test_filters_on_metadata_and_language_are_read_from_their_index(collection):
-    condition = parse('n >= 190 and language = "en"').to_sql(collection.store.engine.dialect)
+    condition = to_sql(parse('n >= 190 and language = "en"'), collection.store.engine.dialect)
     statement = select(DocumentRow.id).where(DocumentRow.collection_id == 1, condition)
     with collection.store.engine.connect() as connection:
         sql = statement.compile(connection, compile_kwargs={"literal_binds": True})
@@ -172,6 +173,12 @@ def test_score_threshold(collection):
     assert collection.search("quick fox", SearchOptions(mode="dense", score_threshold=1.1)) == []
 
 
+@pytest.mark.parametrize("threshold", [math.nan, math.inf])
+def test_a_score_threshold_is_a_number(collection, threshold):
+    with pytest.raises(InvalidQuery, match=f"score_threshold is {threshold}; expected a finite number"):
+        collection.search("quick fox", SearchOptions(score_threshold=threshold))
+
+
 def test_variety_moves_a_near_duplicate_down():
     vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     assert maximal_marginal_relevance([1.0, 0.9, 0.5], vectors, 1.0, 3) == [0, 1, 2]
@@ -208,14 +215,23 @@ def test_fusion_does_not_depend_on_the_scale_of_cosines():
 
 def test_highlights():
     text = "Nothing here. The quick brown fox jumps. A fox."
-    assert [text[a:b] for a, b in highlights(set(query_terms("quick foxes jump")), text)] == [
+    assert [text[a:b] for a, b in highlights(frozenset(query_terms("quick foxes jump")), text)] == [
         "The quick brown fox jumps."
     ]
-    assert highlights(set(query_terms("absent")), text) == []
+    assert highlights(frozenset(query_terms("absent")), text) == []
     common = "What the fox is, the hare is. Is the owl the king? Wisdom."
-    assert [common[a:b] for a, b in highlights(set(query_terms("is the owl wise")), common)] == [
+    assert [common[a:b] for a, b in highlights(frozenset(query_terms("is the owl wise")), common)] == [
         "Is the owl the king?"
     ]
+
+
+def test_highlights_of_a_passage_that_was_analysed_before_are_those_of_one_that_was_not():
+    texts = [f"Passage {n} says {n % 7}. Another sentence about {n % 5} foxes." for n in range(20)]
+    wanted = [frozenset(query_terms(query)) for query in ("foxes", "says 3", "absent", "passage 12")]
+    search._analysed_sentences.cache_clear()
+    first = [highlights(terms, text) for text in texts for terms in wanted]
+    assert first == [highlights(terms, text) for text in texts for terms in wanted]
+    assert search._analysed_sentences.cache_info().hits == 7 * len(texts)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_add_append_show_list_delete() -> None:
     assert [row["name"] for row in run_json("list", "--collections")["collections"]] == ["default"]
     assert run_json("delete", "a", "missing", code=14) == {"deleted": 1}
     assert failing_with_results("delete", "missing", code=14) == (
-        "Error: 1 of 1 ids not in the collection; `rwkv-embed list` shows those that are\n"
+        "Error: 1 of 1 ids not in the collection; `rwkv-embed list` shows the ids\n"
     )
     assert run("delete", "--whole-collection", "--yes") == "1 deleted\n"
     assert run_json("list", "--collections") == {"collections": []}
@@ -231,7 +231,9 @@ def test_errors_are_one_sentence_with_an_exit_code(arguments: list[str], code: i
 def test_errors_of_an_existing_store() -> None:
     run("add", "a", "Bees.")
     assert "no collection 'other'; there are: default" in failing("search", "a", "-c", "other", code=12)
-    assert "'nothing'" in failing("show", "nothing", code=14)
+    assert failing("show", "nothing", code=14) == (
+        "Error: there is no document 'nothing' in the collection; `rwkv-embed list` shows the ids\n"
+    )
     assert "template 'g1' is for rwkv:PATH" in failing("ask", "a", "--template", "g1", code=20)
     assert "year >" in failing("search", "a", "--where", "year >", code=17)
 

@@ -85,7 +85,8 @@ def test_append_adds_to_the_end(client: httpx.Client, mine: str) -> None:
         == 1
     )
     assert client.get(f"{mine}/documents/log").json()["text"] == "Bees make honey. They live in hives."
-    assert "'missing'" in error(client.post(f"{mine}/documents/missing/append", json={"text": "x"}), 404)
+    missing = client.post(f"{mine}/documents/missing/append", json={"text": "x"})
+    assert error(missing, 404) == "there is no document 'missing' in the collection"
 
 
 def test_uploads_are_read_and_named_by_their_last_part(client: httpx.Client, mine: str) -> None:
@@ -242,6 +243,8 @@ def test_tei(client: httpx.Client, server: Running) -> None:
     ).json()
     assert [(entry["index"], entry["text"]) for entry in ranked] == [(1, "bees"), (0, "bread")]
     assert ranked[0]["score"] == pytest.approx(1, abs=1e-5)
+    no_query = client.post("/rerank", json={"query": " ", "texts": ["bees"]})
+    assert "the query is empty; send what the texts are to be compared with" in error(no_query, 400)
     assert client.get("/info").json()["model_id"] == "words"
 
 
