@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from indexer.analysis import index_terms, query_terms
 from indexer.answers import Passage, pipeline
 from indexer.answers.evidence import term_counts
+from indexer.best_sentence import SentenceReader, raised, worth_reading
 from indexer.chunking import sentences
 from indexer.fusion import fuse
 from indexer.language import identify_language
@@ -75,6 +76,7 @@ class Hashed:
 
     model_id = fingerprint = "hashed"
     dim = 512
+    sentence_share = 0.0
 
     def encode_document(self, inputs: Sequence[str]) -> NDArray[np.float32]:
         vectors = np.zeros((len(inputs), self.dim), np.float32)
@@ -104,6 +106,7 @@ class Remembering:
         self.encode_query = lru_cache(maxsize=None)(embedder.encode_query)
         self.model_id, self.fingerprint, self.dim = embedder.model_id, embedder.fingerprint, embedder.dim
         self.encode_chunks, self.count_tokens = embedder.encode_chunks, embedder.count_tokens
+        self.sentence_share = embedder.sentence_share
 
     def encode_document(self, inputs: Sequence[str]) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(inputs) if text not in self._documents]
@@ -147,7 +150,7 @@ class Paragraphs:
         self.texts, self.numbers, self.embedder = list(texts), list(numbers), embedder
         self._languages = [identify_language(text) for text in self.texts]
         self._vectors = embedder.encode_document(self.texts)
-        self._bm25 = BM25(self.texts)
+        self._bm25, self._reader = BM25(self.texts), SentenceReader()
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -159,8 +162,16 @@ class Paragraphs:
 
     def search(self, query: str, options: SearchOptions | None = None) -> list[SearchHit]:
         terms = query_terms(query)
-        dense, lexical = self._vectors @ self.embedder.encode_query(query), self._bm25.scores(terms)
-        found = fuse(_ranking(dense, float("-inf")), _ranking(lexical, 0.0), len(terms))
+        vector = self.embedder.encode_query(query)
+        dense = _ranking(self._vectors @ vector, float("-inf"))
+        lexical = _ranking(self._bm25.scores(terms), 0.0)
+        if self.embedder.sentence_share:
+            cosines, near = dict(dense), worth_reading(dense, lexical)
+            read = self._reader.read(self.embedder, [self.texts[i] for i in near])
+            best = {i: passage.best(vector) for i, passage in zip(near, read, strict=True)}
+            gains = {i: one[0] - cosines[i] for i, one in best.items() if one is not None}
+            dense = raised(dense, gains, self.embedder.sentence_share)
+        found = fuse(dense, lexical, len(terms))
         return [self._hit(i, score) for i, score in found[: options.top_k if options else TOP_K]]
 
     def _hit(self, i: int, score: float) -> SearchHit:

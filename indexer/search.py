@@ -23,7 +23,8 @@ from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
-from indexer.chunking import sentences
+from indexer.best_sentence import raised, worth_reading
+from indexer.chunking import Span, sentences
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
@@ -55,9 +56,10 @@ Arm = Callable[[int, NDArray[np.int64] | None], Ranking]  # (depth, the only chu
 def search(collection: "Collection", query: str, options: SearchOptions | None = None) -> list[SearchHit]:
     """The best passages for `query`, best first.
 
-    Scores are cosines (dense; levelled between the languages of a collection, `indexer.languages`), BM25 (lexical)
-    or the sum of both on a common scale (hybrid, `fusion.fuse`); a reranker's own when it is asked for. Raises
-    InvalidQuery, InvalidFilter or LimitExceeded; no text of a query is ever an error.
+    Scores are cosines (dense; levelled between the languages of a collection, `indexer.languages`, and mixed with
+    that of a passage's best sentence, `indexer.best_sentence`), BM25 (lexical) or the sum of both on a common
+    scale (hybrid, `fusion.fuse`); a reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or
+    LimitExceeded; no text of a query is ever an error.
     """
     options = options or SearchOptions()
     query = clean_text(query)
@@ -83,7 +85,8 @@ def arm_rankings(collection: "Collection", query: str, depth: int) -> dict[str, 
     """What each arm ranks for a query, before fusion: what fusion is tuned on."""
     with collection.session() as session:
         request = _Request(collection, session, query, SearchOptions())
-        return {"dense": request._dense(depth, None), "lexical": request._lexical(depth, None)}
+        dense, lexical = request._dense(depth, None), request._lexical(depth, None)
+        return {"dense": request._closer(dense, lexical), "lexical": lexical}
 
 
 @dataclass(slots=True)
@@ -140,7 +143,8 @@ class _Request:
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.narrow = False  # whether an arm found too little that fulfils the condition
         self.vector: NDArray[np.float32] | None = None
-        self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is levelled
+        self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is another
+        self.nearest: dict[int, tuple[float, Span]] = {}  # by chunk id: a passage's best sentence
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
         """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
@@ -153,6 +157,8 @@ class _Request:
         for name in names:
             rankings[name], at_end = self._passing(arms[name], depth)
             exhausted = exhausted and at_end
+        if "dense" in rankings:
+            rankings["dense"] = self._closer(rankings["dense"], rankings.get("lexical", []))
         if len(rankings) == 1:
             fused = next(iter(rankings.values()))
         else:
@@ -183,7 +189,7 @@ class _Request:
             start=row.start,
             end=row.end,
             metadata=row.meta,
-            highlights=highlights(wanted, row.text),
+            highlights=highlights(wanted, row.text) or [span for _, span in self._sentence(row.id)],
             explain=candidate.origin if self.options.explain else None,
         )
 
@@ -236,6 +242,30 @@ class _Request:
             for chunk_id, cosine in ranking
         ]
         return sorted(levelled, key=lambda pair: (-pair[1], pair[0]))
+
+    def _closer(self, dense: Ranking, lexical: Ranking) -> Ranking:
+        """The dense ranking after a look at the sentences of its first passages."""
+        share = self.collection.embedder.sentence_share
+        if not share or self.vector is None:
+            return dense
+        scores = dict(dense)
+        texts = self._texts(worth_reading(dense, lexical))
+        read = self.collection.index.sentences.read(self.collection.embedder, list(texts.values()))
+        gains: dict[int, float] = {}
+        for chunk_id, passage in zip(texts, read, strict=True):
+            best = passage.best(self.vector)
+            if best is not None:
+                self.nearest[chunk_id] = best
+                gains[chunk_id] = best[0] - self.cosines.setdefault(chunk_id, scores[chunk_id])
+        return raised(dense, gains, share)
+
+    def _sentence(self, chunk_id: int) -> list[tuple[float, Span]]:
+        return [self.nearest[chunk_id]] if chunk_id in self.nearest else []
+
+    def _texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """The texts of those chunks that are there."""
+        rows = self.session.execute(_TEXTS, {"ids": json.dumps(list(ids))})
+        return {row.id: row.text for row in rows}
 
     def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
         return self.collection.store.fulltext.search(
@@ -296,6 +326,8 @@ class _Request:
                 }
                 if "dense" in origin and chunk_id in self.cosines:
                     origin["dense"]["cosine"] = self.cosines[chunk_id]
+                if "dense" in origin and chunk_id in self.nearest:
+                    origin["dense"]["sentence"] = self.nearest[chunk_id][0]
                 found[key] = _Candidate(chunk_id, document_id, score, origin)
             if len(found) >= wanted:
                 break
@@ -306,10 +338,7 @@ class _Request:
         reranker: Reranker | None = getattr(self.collection, "reranker", None)
         if reranker is None:
             raise InvalidQuery("rerank was asked for, but this collection has no reranker; search without it")
-        statement = select(ChunkRow.id, ChunkRow.text).where(
-            ChunkRow.id.in_(_listed(candidate.chunk_id for candidate in best))
-        )
-        texts = {row.id: row.text for row in self.session.execute(statement)}
+        texts = self._texts(candidate.chunk_id for candidate in best)
         scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
         for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}
@@ -325,6 +354,7 @@ def _listed(ids: Iterable[int] | None = None) -> Select[Any]:
 
 # Made once: SQLAlchemy takes longer to put them together than SQLite to answer.
 _DOCUMENTS = select(ChunkRow.id, ChunkRow.document_id).where(ChunkRow.id.in_(_listed()))
+_TEXTS = select(ChunkRow.id, ChunkRow.text).where(ChunkRow.id.in_(_listed()))
 _HITS = (
     select(
         ChunkRow.id,
@@ -362,8 +392,7 @@ def _spread(
 def highlights(wanted: frozenset[str], text: str) -> list[tuple[int, int]]:
     """The sentence of `text` with most of the wanted terms, as (start, end); [] if none has any.
 
-    A term counts the less, the more sentences have it. A passage in another language than the query's has no
-    highlight: reading the sentences of ten hits with the embedder takes longer than the search itself.
+    A term counts the less, the more sentences have it.
     """
     spans, terms_of = _analysed_sentences(text)
     shared = [wanted & terms for terms in terms_of]

@@ -71,7 +71,8 @@ class SearchHit:
     end: int
     metadata: Metadata
     highlights: Sequence[tuple[int, int]] = ()
-    explain: Mapping[str, Any] | None = None  # {"dense": {"rank", "score", ("cosine")}, "lexical": {...}}
+    # when asked for: {"dense": {"rank", "score", and where these differ "cosine", "sentence"}, "lexical": {...}}
+    explain: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ class Embedder(Protocol):
     def fingerprint(self) -> str: ...  # hash of weights, tokenizer, pooling, prompts and dimension
     @property
     def dim(self) -> int: ...
+    @property
+    def sentence_share(self) -> float: ...  # of a passage's best sentence in its score; 0 where it does not help
     def encode_document(self, inputs: Sequence[str]) -> Vectors: ...
     def encode_query(self, inputs: str) -> NDArray[np.float32]: ...  # (dim,)
     def encode_chunks(self, text: str, spans: Sequence[tuple[int, int]]) -> Vectors:

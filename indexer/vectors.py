@@ -36,6 +36,7 @@ from indexer.ann import (
     is_small,
     read_ann,
 )
+from indexer.best_sentence import SentenceReader
 from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
 from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
 from indexer.languages import Leanings, leanings
@@ -72,6 +73,7 @@ class CollectionVectors:
         self._stop = threading.Event()
         self._listed: OrderedDict[Hashable, Ids] = OrderedDict()  # least recently used first
         self._leanings: Leanings | None = None  # of the version that was last asked for
+        self.sentences = SentenceReader()
 
     @property
     def directory(self) -> Path:

@@ -33,6 +33,7 @@ class ModelInfo:
     """What is known of a model besides its weights.
 
     `identity` is a hash of weights and tokenizer. `eos` is the token appended to each text of an embedder.
+    `sentence_share`, 0 … 1, is what the nearest sentence of a text should count in a search beside the whole text.
     """
 
     model_id: str
@@ -41,6 +42,7 @@ class ModelInfo:
     eos: int | None = None
     head: Head | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
+    sentence_share: float = 0.0
     int8_ranges: Path | None = None
 
 
@@ -207,5 +209,6 @@ def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> Mode
         eos=eos,
         head=head,
         prompts=dict(files.settings.get("prompts", {})),
+        sentence_share=float(files.settings.get("sentence_share", 0.0)),
         int8_ranges=ranges if ranges.is_file() else None,
     )

@@ -77,6 +77,7 @@ class Embedder:
         self.model_id: str = info.model_id
         self.prompts: dict[str, str] = {"query": "", "document": "", **info.prompts}
         self.pooling = self._choose_pooling(pooling)
+        self.sentence_share = info.sentence_share if self.pooling == self._choose_pooling(None) else 0.0
         self.whitening = Whitening.load(whitening) if isinstance(whitening, str | Path) else whitening
         if int8_ranges is None and self.whitening is None and self.pooling == self._choose_pooling(None):
             int8_ranges = info.int8_ranges  # they were fitted to the model's own vectors

@@ -22,7 +22,7 @@ from rwkv_embed.training.model import LN_X_EPS, N, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 
 LN_EPS = 1e-5
-COMMON_SETTINGS = ("prompts", "dims")  # of config.json: what a fine-tuned model keeps of its source
+COMMON_SETTINGS = ("prompts", "dims", "sentence_share")  # of config.json: what a fine-tuned model keeps
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class HashEmbedder:
     model_id = "hash-test"
     fingerprint = "hash-test"
     dim = 256
+    sentence_share = 0.0
 
     def _vector(self, text: str) -> np.ndarray:
         vector = np.zeros(self.dim)

@@ -22,6 +22,7 @@ class FakeEmbedder:
 
     def __init__(self, dim: int = 32, name: str = "fake") -> None:
         self.dim, self.model_id = dim, name
+        self.sentence_share = 0.0
         self.fingerprint = hashlib.sha256(f"{name}:{dim}".encode()).hexdigest()
         self.read: list[str] = []  # everything that was embedded as a document
         self.fed: list[str] = []  # everything that streams have read

@@ -43,6 +43,7 @@ class WordEmbedder:
     model_id = "words"
     fingerprint = "f" * 64
     dim = DIM
+    sentence_share = 0.0
     pooling = "mean"
     tokenizer = WordTokenizer()
 
