@@ -83,15 +83,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = arguments.store or Path(folder) / "store"
         with open_store(directory, lambda model: known) as store:
-            collection = filled(store, texts, arguments.chunks)
+            filled(store, texts, arguments.chunks)
+        with open_store(directory, lambda model: embedder) as store:  # the sentences of passages are read for real
+            collection = store.collection("default")
             size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
             print(f"{collection.stats()['index']}; on disk: {size / 1e9:.2f} GB")
             measure(collection, excerpts(texts, QUERIES))
     print(f"resident: {psutil.Process().memory_info().rss / 1e9:.2f} GB")
 
 
-def filled(store: Store, texts: Texts, count: int) -> Collection:
-    """The store's collection with `count` passages and their index; what is there already stays."""
+def filled(store: Store, texts: Texts, count: int) -> None:
+    """Fill the store's collection up to `count` passages and index them; what is there already stays."""
     collection = store.collection_or_create("default", chunking=ChunkingOptions(max_tokens=1_000))
     there = collection.count()
     if there < count:
@@ -101,7 +103,6 @@ def filled(store: Store, texts: Texts, count: int) -> Collection:
         start = time.perf_counter()
         collection.index.close()  # waits for what the ingest has begun in the background
         print(f"index: {time.perf_counter() - start:.1f} s")
-    return collection
 
 
 def measure(collection: Collection, queries: Sequence[str]) -> None:
