@@ -104,29 +104,27 @@ def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
         and checkpoint.config.kind == "embedder"
         and checkpoint.packaging == "safetensors"
         and files.weights.is_file()
-        and _numpy_can_read(checkpoint)
+        and _is_plain(checkpoint)
     )
 
 
-def _numpy_can_read(checkpoint: "Checkpoint") -> bool:
-    """Plain floats, but for the token table, which may be packed. NumPy has no bfloat16."""
+def _is_plain(checkpoint: "Checkpoint") -> bool:
+    """Whether nothing is packed but the token table."""
     plain = (entry for name, entry in checkpoint.tensors.items() if name != "emb.weight" or not entry.scale)
-    return all(entry.dtype in ("F16", "F32") for entry in plain)
+    return all(entry.dtype in ("F16", "BF16", "F32") for entry in plain)
 
 
 class FastBackend:
     """`rwkv_embed.ops.fast.FastRWKV7`: NumPy and compiled kernels, no torch; states are arrays."""
 
     def __init__(self, files: ModelFiles, dtype: Dtype | None, threads: int | None) -> None:
-        from safetensors import safe_open
-
         from rwkv_embed.ops.fast import FastRWKV7
+        from rwkv_embed.ops.fast.weights import read_safetensors
 
+        tensors = read_safetensors(files.weights)
         # Any: what `hidden` returns depends on its flags.
-        self._model: Any = FastRWKV7.from_file(files.weights, dtype=dtype, threads=threads)
-        with safe_open(files.weights, framework="numpy") as file:
-            names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  not a mapping
-            head = Head.from_tensors({name: file.get_tensor(name) for name in names})
+        self._model: Any = FastRWKV7(tensors, dtype=dtype, threads=threads)
+        head = Head.from_tensors(tensors)
         self.tokenizer: Tokenizer = load_tokenizer(
             files.tokenizer, vocab_size=self._model.config.vocab_size, beside=files.weights
         )

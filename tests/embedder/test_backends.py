@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rwkv_embed.backends import FastBackend, TorchBackend
-from rwkv_embed.catalogue import convert
+from rwkv_embed.catalogue import convert, describe, engine
 from rwkv_embed.embedder import Embedder
 from rwkv_embed.errors import CheckpointError, StateError
 from rwkv_embed.hub import resolve
@@ -105,16 +105,30 @@ def test_an_unknown_dtype_is_refused(embedder_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [("float16", FastBackend), ("bfloat16", TorchBackend), ("int8", TorchBackend)]
+    ("dtype", "kind"), [("float16", FastBackend), ("bfloat16", FastBackend), ("int8", TorchBackend)]
 )
 def test_converted_checkpoints_embed(embedder_folder: Path, tmp_path: Path, dtype: Any, kind: type) -> None:
-    """The engine takes what NumPy can read; the others go to torch."""
+    """The engine takes floats of every size; packed matrices go to torch."""
     convert(embedder_folder / "model.safetensors", tmp_path / "model.safetensors", dtype)
     (tmp_path / "config.json").write_bytes((embedder_folder / "config.json").read_bytes())
     embedder = Embedder(tmp_path, tokenizer="byte")
     assert isinstance(embedder.backend, kind)
     cosines = (embedder.encode(TEXTS) * Embedder(embedder_folder).encode(TEXTS)).sum(1)
     assert cosines.min() > 0.98
+
+
+def test_bfloat16_files_are_the_same_numbers_in_float32(embedder_folder: Path, tmp_path: Path) -> None:
+    narrow, wide = tmp_path / "narrow", tmp_path / "wide"
+    for source, folder, dtype in ((embedder_folder, narrow, "bfloat16"), (narrow, wide, "float32")):
+        folder.mkdir()
+        convert(source / "model.safetensors", folder / "model.safetensors", dtype)  # type: ignore[arg-type]
+        (folder / "config.json").write_bytes((embedder_folder / "config.json").read_bytes())
+    assert set(describe(narrow / "model.safetensors").dtypes) == {"BF16"}
+    assert engine(resolve(narrow)) == engine(resolve(wide)) == engine(resolve(embedder_folder))
+    assert engine(resolve(narrow)).precision == "float32"
+    vectors = Embedder(narrow).encode(TEXTS)
+    assert np.array_equal(vectors, Embedder(wide).encode(TEXTS))
+    assert not np.array_equal(vectors, Embedder(embedder_folder).encode(TEXTS))
 
 
 def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:

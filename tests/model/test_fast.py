@@ -265,10 +265,10 @@ def test_reading_backwards_is_the_recurrence(operands, kernels, constant):
     kernels.close(gates, y, own, v, g, out)
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)
 
-    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((5, 2, 128), np.float32)
+    u, weights, sums = r.copy(), np.zeros((3, 2, 8), np.float32), np.zeros((2, 5, 128), np.float32)
     kernels.backward(STARTS, ROWS, gates, replace(products, v=None), 0, u, own, weights)
     kernels.weighted_sums(STARTS, ROWS, weights, products.v, sums)
-    y = np.concatenate([sums[:, 0, :64], sums[:, 1, 64:]], axis=1)
+    y = np.concatenate([sums[0, :, :64], sums[1, :, 64:]], axis=1)
     kernels.read_state(ROWS, state, u, y)
     kernels.close(gates, y, own, v, g, out)
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)

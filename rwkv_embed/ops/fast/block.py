@@ -24,16 +24,26 @@ class Workspace:
     """Buffers of one batch, used again for the next: no page faults between batches."""
 
     def __init__(self, c: ModelConfig, tokens: int) -> None:
-        self._channels = c.n_embd
+        self._channels, self._heads = c.n_embd, c.n_head
         streams = np.empty((11, tokens, c.n_embd), np.float32)
         self.x, self.delta, self.out, self.r, self.w, self.k, self.v, self.a, self.g = streams[:9]
         self.v_gate, self.v_first = streams[9:]
         self._mixed = np.empty(6 * tokens * c.n_embd, np.float32)
         self.hidden = np.empty((tokens, c.n_ffn), np.float32)
+        self._sums = np.empty(0, np.float32)
 
     def mixed(self, n: int, tokens: int) -> Array:
         """(n, tokens, C) contiguous, in the same memory at each call."""
         return self._mixed[: n * tokens * self._channels].reshape(n, tokens, self._channels)
+
+    def sums(self, rows: int) -> Array:
+        """Zeros (H, rows, C). Made anew they are large enough for the allocator to give them back each time."""
+        size = self._heads * rows * self._channels
+        if len(self._sums) < size:
+            self._sums = np.empty(size, np.float32)
+        sums = self._sums[:size].reshape(self._heads, rows, self._channels)
+        sums[:] = 0
+        return sums
 
     def zeros(self, n: int) -> Array:
         """Token shift's past of texts that begin."""
@@ -67,7 +77,7 @@ class _Reading:
     """What is known of the rows that are read, while texts are gone through backwards.
 
     `x` before the layer, `g`, and `u`, `own`, `y` of `Kernels.backward`. `values` (rows, C): their own, where
-    they count; `sums` (rows, H, C): weighted sums of the values' inputs, where values are made of sums.
+    they count; `sums` (H, rows, C): weighted sums of the values' inputs, where values are made of sums.
     """
 
     rows: Index
@@ -128,8 +138,7 @@ class Block:
         y = reading.y
         if reading.sums is not None:
             by_head = np.empty((self._config.n_head, len(y), self._config.head_size), np.float32)
-            sums = np.ascontiguousarray(reading.sums.transpose(1, 0, 2))
-            kernels.matmul(sums, self._layer.value, by_head)
+            kernels.matmul(reading.sums, self._layer.value, by_head)
             y = np.ascontiguousarray(by_head.transpose(1, 0, 2)).reshape(y.shape)
         if state is not None:
             kernels.read_state(reading.rows, state[1], reading.u, y)
@@ -154,7 +163,7 @@ class Block:
             own=np.empty((len(u), H), np.float32),
             y=np.zeros_like(u),
             values=np.empty_like(u) if self._layer.own_values else None,
-            sums=np.zeros((len(u), H, u.shape[1]), np.float32) if self._sums_inputs else None,
+            sums=ws.sums(len(u)) if self._sums_inputs else None,
         )  # fmt: skip
 
     def _read_back(self, ws: Workspace, piece: Piece, reading: _Reading) -> None:
@@ -162,8 +171,8 @@ class Block:
         kernels, gates, starts = self._kernels, self._layer.gates, piece.starts
         streams = self._shifted(ws, piece)
         products = self._products(ws, streams, with_values=reading.sums is None)
-        rows = reading.rows[piece.first : piece.first + len(starts)]
-        here, rows = slice(rows[0], rows[-1]), rows - rows[0]
+        read = reading.rows[piece.first : piece.first + len(starts)]
+        here, rows = slice(read[0], read[-1]), read - read[0]
         u, own, y = reading.u[here], reading.own[here], reading.y[here]
         if reading.values is not None and not piece.after:
             reading.values[here] = self._values_at(streams, products, read_positions(starts, rows))
@@ -172,7 +181,7 @@ class Block:
             return
         weights = np.zeros((np.diff(rows).max(), own.shape[1], len(piece.x)), np.float32)
         kernels.backward(starts, rows, gates, products, piece.after, u, own, weights)
-        kernels.weighted_sums(starts, rows, weights, streams["v"], reading.sums[here])
+        kernels.weighted_sums(starts, read, weights, streams["v"], reading.sums)
 
     def _values_at(self, streams: Streams, products: Products, at: Index) -> Array:
         if products.v is not None:

@@ -89,7 +89,7 @@ class CompiledKernels:
         self._wkv = function("wkv", *texts, *[pointer] * 7)
         self._backward = function("backward", *texts, pointer, pointer, size, *[pointer] * 5)
         self._read_state = function("read_state", size, pointer, size, size, *[pointer] * 3)
-        self._weighted_sums = function("weighted_sums", *texts, *[pointer] * 3)
+        self._weighted_sums = function("weighted_sums", *texts, size, *[pointer] * 3)
         self._close = function("close", *[size] * 3, *[pointer] * 6)
         narrow: tuple[Dtype, ...] = ("bfloat16", "int8")
         self.native = frozenset(dtype for dtype in narrow if library[f"rwkv_has_{dtype}"]())
@@ -186,8 +186,8 @@ class CompiledKernels:
         self._read_state(len(state), _at(row_starts), *state.shape[1:3], _at(state), _at(u), _at(y))
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
-        n, (_, H, C) = len(starts) - 1, sums.shape
-        self._weighted_sums(n, _at(starts), _at(row_starts), H, C, _at(weights), _at(x), _at(sums))
+        addresses = [_at(array) for array in (weights, x, sums)]
+        self._weighted_sums(len(starts) - 1, _at(starts), _at(row_starts), *sums.shape, *addresses)
 
     def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
         self._close(

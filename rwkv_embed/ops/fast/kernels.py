@@ -138,7 +138,7 @@ class Kernels(Protocol):
         """y (rows, C) += S u, `state` (n, H, N, N)."""
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
-        """sums (rows, H, C) += for each row read the sum over its text of x_t (C,) times the weights of t.
+        """sums (H, rows, C) += for each row read the sum over its text of x_t (C,) times the weights of t.
 
         x (T, C); weights (rows of a text, H, T) are those of `backward`.
         """

@@ -146,7 +146,8 @@ class NumpyKernels:
 
     def weighted_sums(self, starts: Index, row_starts: Index, weights: Array, x: Array, sums: Array) -> None:
         for begin, end, first, last in zip(starts, starts[1:], row_starts, row_starts[1:], strict=False):
-            sums[first:last] += weights[: last - first, :, begin:end] @ x[begin:end]
+            added = weights[: last - first, :, begin:end] @ x[begin:end]
+            sums[:, first:last] += added.transpose(1, 0, 2)
 
     def close(self, gates: Any, y: Array, own: Array, v: Array | None, g: Array, out: Array) -> None:
         heads = (len(y), -1, self._head_size)

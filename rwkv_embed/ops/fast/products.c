@@ -247,21 +247,21 @@ EXPORT void rwkv_matmul_int8(int64_t wide, int64_t B, int64_t M, int64_t K, int6
     }
 }
 
-/* sums (rows, H, C) += the rows of x (T, C) weighted with c (see rwkv_backward), for each text, reading and head. */
+/* sums (H, rows, C) += the rows of x (T, C) weighted with c (see rwkv_backward), for each text, reading and head. */
 EXPORT FOR_EACH_CPU void rwkv_weighted_sums(int64_t n, const int64_t *starts, const int64_t *row_starts, int64_t H,
-                                            int64_t C, const float *c, const float *x, float *sums) {
+                                            int64_t rows, int64_t C, const float *c, const float *x, float *sums) {
     const int64_t T = starts[n];
     for (int64_t s = 0; s < n; s++)
         for (int64_t row = row_starts[s]; row < row_starts[s + 1]; row++)
             for (int64_t h = 0; h < H; h += 6) {
                 const float *weights = c + ((row - row_starts[s]) * H + h) * T + starts[s];
                 const float *from = x + starts[s] * C;
-                float *to = sums + (row * H + h) * C;
+                float *to = sums + (h * rows + row) * C;
                 const int64_t length = starts[s + 1] - starts[s];
 #define SUM(HEADS)                                                                                                   \
     case HEADS:                                                                                                     \
         for (int64_t i = 0; i < C; i += PANEL)                                                                      \
-            portable_float32_tile(HEADS, length, C, weights, T, from + i, C, PANEL, to + i, 1);                                  \
+            portable_float32_tile(HEADS, length, rows *C, weights, T, from + i, C, PANEL, to + i, 1);               \
         break;
                 switch (H - h < 6 ? H - h : 6) { SUM(1) SUM(2) SUM(3) SUM(4) SUM(5) SUM(6) }
 #undef SUM

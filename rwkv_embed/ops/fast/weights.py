@@ -5,7 +5,8 @@ product is zero, inputs that a matrix ignores, channel mixing that adds nothing,
 A model that uses everything loses nothing by it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
+from rwkv_embed.ops.fast.narrow import as_float32
 from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
 
 STREAMS = "rwkvag"  # of time mixing, each with a token shift of its own
@@ -155,19 +157,34 @@ class Weights:
 
 
 def read_safetensors(path: str | Path) -> dict[str, NDArray]:
-    """The tensors of a .safetensors file, without torch. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """The tensors of a .safetensors file, without torch; bfloat16 as float32. Raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
+        return tensors | _read_bfloat16(path, dtypes.keys() - tensors.keys())
     except FileNotFoundError as error:
         raise CheckpointError(f"no weights file at {path}; check the path") from error
     except (SafetensorError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as float16, float32 or int8 safetensors ({error}); "
-            "bfloat16 files load through rwkv_embed.load_model"
+            f"{path} cannot be read as float16, bfloat16, float32 or int8 safetensors ({error}); "
+            "download it again, or load it with rwkv_embed.load_model"
         ) from error
+
+
+def _read_bfloat16(path: str | Path, names: Collection[str]) -> dict[str, NDArray]:
+    """Tensors by where the header says they are, since NumPy has no bfloat16; the file was found whole."""
+    stored = np.memmap(path, np.uint8, "r")
+    begin = 8 + int(stored[:8].view("<u8")[0])
+    header = json.loads(stored[8:begin].tobytes())
+
+    def read(dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> NDArray:
+        start, end = data_offsets
+        return as_float32(stored[begin + start : begin + end].view(np.uint16)).reshape(shape)
+
+    return {name: read(**header[name]) for name in names}
 
 
 def build_weights(tensors: Tensors) -> Weights:
