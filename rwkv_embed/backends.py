@@ -207,6 +207,15 @@ def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> Mode
         eos=eos,
         head=head,
         prompts=dict(files.settings.get("prompts", {})),
-        sentence_share=float(files.settings.get("sentence_share", 0.0)),
+        sentence_share=_sentence_share(files),
         int8_ranges=ranges if ranges.is_file() else None,
     )
+
+
+def _sentence_share(files: ModelFiles) -> float:
+    share = files.settings.get("sentence_share", 0.0)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise CheckpointError(
+            f"sentence_share in {files.folder / 'config.json'} is {share!r}; expected a number from 0 to 1"
+        )
+    return float(share)

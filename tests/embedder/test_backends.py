@@ -1,6 +1,7 @@
 """The real back ends behind the embedder, against the slow NumPy RNN, on a tiny checkpoint on disk."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,21 @@ def test_bfloat16_files_are_the_same_numbers_in_float32(embedder_folder: Path, t
     vectors = Embedder(narrow).encode(TEXTS)
     assert np.array_equal(vectors, Embedder(wide).encode(TEXTS))
     assert not np.array_equal(vectors, Embedder(embedder_folder).encode(TEXTS))
+
+
+def test_what_a_sentence_counts_is_the_model_s(embedder_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedder_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    settings = json.loads(path.read_text())
+    assert Embedder(tmp_path / "model").sentence_share == 0.0
+    path.write_text(json.dumps(settings | {"sentence_share": 0.25}))
+    assert Embedder(tmp_path / "model").sentence_share == 0.25
+    assert Embedder(tmp_path / "model", pooling="mean").sentence_share == 0.0  # not what it was measured with
+    complaint = r"sentence_share in .*config\.json is .*; expected a number from 0 to 1"
+    for wrong in (1.5, "much", None):
+        path.write_text(json.dumps(settings | {"sentence_share": wrong}))
+        with pytest.raises(CheckpointError, match=complaint):
+            Embedder(tmp_path / "model")
 
 
 def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:

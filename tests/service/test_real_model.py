@@ -34,6 +34,20 @@ def test_a_document_is_found_appended_to_and_quoted() -> None:
     assert answer["abstained"] is (answer["citations"] == [])
 
 
+def test_the_sentence_that_answers_in_another_language_is_highlighted() -> None:
+    text = "The harbour is deep. The old church was built in 1240. Bees make honey in summer. Fog is rare here."
+    run_json("add", "town", text)
+    for query, sentence in (
+        ("Wann wurde die Kirche gebaut?", "The old church was built in 1240."),
+        ("蜜蜂在夏天做什么？", "Bees make honey in summer."),
+        ("Какова глубина гавани?", "The harbour is deep."),
+    ):
+        hit = run_json("search", query, "--explain")["hits"][0]
+        assert [hit["text"][start:end] for start, end in hit["highlights"]] == [sentence]
+        assert hit["explain"]["dense"]["sentence"] > hit["explain"]["dense"]["cosine"]
+        assert "lexical" not in hit["explain"]
+
+
 def test_a_collection_finds_the_model_it_was_built_with(tmp_path: Path) -> None:
     folder = tmp_path / "my model"
     shutil.copytree(hub.DEFAULT, folder)

@@ -282,6 +282,7 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     assert Int8Ranges.load(Path(output) / RANGES).low.keys() == {128, 256, 384}
     settings = json.loads((Path(output) / "config.json").read_text())
     assert settings["fine_tuned_from"] == hub.resolve(None).name and "sha256" not in settings
+    assert settings["sentence_share"] == hub.resolve(None).settings["sentence_share"] > 0
     documents = tmp_path / "documents"
     documents.mkdir()
     for word, texts in MEANINGS.items():
