@@ -50,7 +50,8 @@ class FastRWKV7:
         """`tensors`: a checkpoint's, with or without `rwkv.`; a given `config` must agree with their shapes.
 
         `dtype`: of the products, by default float32 or, where it is faster, bfloat16 (choice.py).
-        `threads` (default: the processors this process may use) are busy only inside a call.
+        `threads` (default: the processors this process may use) are busy only inside a call; one does where a
+        single layer is read without its states.
         `flops_per_token` and `flops_per_text` are 2 x the matrix parameters that each token, and each text's end
         besides, passes through when no state is asked for.
         """
@@ -115,12 +116,13 @@ class FastRWKV7:
         room = (
             (LARGE_BATCH * self._budget, self._budget // TAIL) if backwards else (self._budget, self._budget)
         )
-        batches = _pack([len(text) for text in texts], *room, self.threads)
-        if self.threads == 1 or len(batches) == 1:
+        threads = 1 if backwards else self.threads  # its calls are so short that two threads wait for each other
+        batches = _pack([len(text) for text in texts], *room, threads)
+        if threads == 1 or len(batches) == 1:
             for texts_of_batch in batches:
                 run(texts_of_batch)
         else:
-            with ThreadPoolExecutor(self.threads, "rwkv7") as pool:
+            with ThreadPoolExecutor(threads, "rwkv7") as pool:
                 for _ in pool.map(run, batches):  # asks for each result, so that errors are raised here
                     pass
         kept = ends if return_states else None
