@@ -16,7 +16,8 @@ def load_model(path: str | Path, dtype: Dtype = "float32", tokenizer: str | Path
 
     `dtype` is how the big matrices are kept in memory: float32 (exact), bfloat16 (half the memory), int8 with
     a scale per row (a quarter). What the file already stores so is memory-mapped and not copied: do not
-    overwrite the file while the model is in use. Arithmetic and states are float32 in every case.
+    overwrite the file while the model is in use. Arithmetic and states are float32, but for
+    bfloat16 products where the processor has instructions for them.
 
     `tokenizer`: "world", "neox", "byte", or the path of a tokenizer.json; by default the one beside the
     weights, or the one that belongs to the vocabulary size.

@@ -1,8 +1,9 @@
 """Weight matrices and token tables in the precision they are kept in: float32, bfloat16, float16 or int8.
 
-Arithmetic is always float32. A matrix in a smaller type is widened a block of rows at a time, right before it
-is used: the block stays in the cache, and a 7B model never has more than a few megabytes of it in float32.
-(bfloat16 products of most CPUs are slower than this and round every activation as well.)
+Arithmetic is float32. A matrix in a smaller type is widened a block of rows at a time, right before it is used:
+the block stays in the cache, and a 7B model never has more than a few megabytes of it in float32. Where the
+processor has instructions for bfloat16 products those are made instead: faster, but activations and results are
+rounded too.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rwkv_embed.config import Dtype
 
 # Rows are widened in blocks of about this many float32 values (4 MB).
 _BLOCK_VALUES = 1 << 20
+_MULTIPLIES_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()  # what is public in later versions is not in 2.6
 
 
 class Matrix:
@@ -28,6 +30,8 @@ class Matrix:
     def __call__(self, x: Tensor) -> Tensor:
         if self.values.dtype == x.dtype:
             return F.linear(x, self.values)
+        if self.values.dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16:
+            return F.linear(x.bfloat16(), self.values).float()
         y = x.new_empty(*x.shape[:-1], self.values.shape[0])
         for rows in row_blocks(self.values):
             y[..., rows] = F.linear(x, self.values[rows].float())

@@ -308,10 +308,26 @@ def test_low_precision_is_close(tmp_path: Path, version: Version, dtype: str, er
     assert held[0] / held[1] > (1.9 if dtype == "bfloat16" else 3.4)
 
 
-def test_low_precision_rows_are_read_in_blocks() -> None:
+@pytest.mark.parametrize("version", ck.VERSIONS)
+def test_bfloat16_products_are_close(tmp_path: Path, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a processor with instructions for them makes; one without makes the same, slowly."""
+    from rwkv_embed.models import weights as w
+
+    path = ck.save(tmp_path / "m.safetensors", ck.weights(version, SHAPE))
+    model = load_model(path, dtype="bfloat16")
+    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", False)
+    expected = model.forward(TOKENS, full_output=True)[0]
+    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", True)
+    found = model.forward(TOKENS, full_output=True)[0]
+    assert found.dtype == torch.float32
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.03
+
+
+def test_low_precision_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A matrix larger than a block gives the product of the whole."""
     from rwkv_embed.models import weights as w
 
+    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", False)
     values = torch.randn(700, 2048, generator=torch.Generator().manual_seed(0))
     assert len(list(w.row_blocks(values))) == 2
     x = torch.randn(3, 5, 2048, generator=torch.Generator().manual_seed(1))
