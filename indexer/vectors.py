@@ -13,7 +13,8 @@ Above, a FAISS index is built in the background.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,14 +256,19 @@ class CollectionVectors:
         full or failed; what was there before is still good.
         """
         try:
-            self.directory.mkdir(exist_ok=True)
-            lock = WriterLock(self.directory / f"{self._collection_id}.lock")
-            with lock.hold("saving the vector index", wait_s):
+            with self._writing("saving the vector index", wait_s):
                 return self._save(progress)
         except OSError as error:
             raise StoreError(
                 f"the vector snapshot could not be written ({error}); nothing is lost, vectors are read from SQL"
             ) from error
+
+    @contextmanager
+    def _writing(self, doing: str, wait_s: float) -> Iterator[None]:
+        """Alone with the snapshot's files, among all threads and processes."""
+        self.directory.mkdir(exist_ok=True)
+        with WriterLock(self.directory / f"{self._collection_id}.lock").hold(doing, wait_s):
+            yield
 
     def _save(self, progress: Progress | None) -> View:
         view = self.synchronised()
@@ -301,7 +307,8 @@ class CollectionVectors:
         if len(self.synchronised()) > SNAPSHOT_ROWS:
             self.save()
             return
-        snapshots.remove_snapshots(self.directory, self._collection_id)
+        with self._writing("compacting the vector index", SAVE_WAIT_S):  # not under the hands of a save
+            snapshots.remove_snapshots(self.directory, self._collection_id)
         with self._lock:
             self._view = None
 

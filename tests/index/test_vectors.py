@@ -274,6 +274,31 @@ def test_deleted_bytes_come_back(small_snapshots, store, collection):
     assert store.verify().problems == []
 
 
+def test_compacting_waits_for_a_save_that_has_begun(small_snapshots, store, collection, monkeypatch):
+    collection.upsert(Document(f"d{n}", f"word{n}") for n in range(5))
+    index, writing, go_on = collection.index, threading.Event(), threading.Event()
+    write = snapshots._write
+
+    def slowly(path, arrays):
+        writing.set()
+        assert go_on.wait(10)
+        return write(path, arrays)
+
+    monkeypatch.setattr(snapshots, "_write", slowly)
+    saving = threading.Thread(target=index.save)
+    saving.start()
+    assert writing.wait(10)
+    compacting = threading.Thread(target=index.compact)
+    compacting.start()
+    compacting.join(0.2)
+    assert compacting.is_alive()
+    go_on.set()
+    saving.join(10)
+    compacting.join(10)
+    assert index.saved() is None and not list(index.directory.glob("*.vectors"))
+    assert store.verify().problems == [] and len(collection.vectors) == 5
+
+
 # approximate search
 
 
