@@ -167,9 +167,8 @@ class Paragraphs:
         lexical = _ranking(self._bm25.scores(terms), 0.0)
         if self.embedder.sentence_share:
             cosines, near = dict(dense), worth_reading(dense, lexical)
-            read = self._reader.read(self.embedder, [self.texts[i] for i in near])
-            best = {i: passage.best(vector) for i, passage in zip(near, read, strict=True)}
-            gains = {i: one[0] - cosines[i] for i, one in best.items() if one is not None}
+            nearest = self._reader.nearest(self.embedder, vector, {i: self.texts[i] for i in near})
+            gains = {i: best - cosines[i] for i, (best, _) in nearest.items()}
             dense = raised(dense, gains, self.embedder.sentence_share)
         found = fuse(dense, lexical, len(terms))
         return [self._hit(i, score) for i, score in found[: options.top_k if options else TOP_K]]

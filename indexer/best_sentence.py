@@ -83,6 +83,14 @@ class SentenceReader:
                 self._known.popitem(last=False)
         return [found[text] for text in passages]
 
+    def nearest(
+        self, embedder: Embedder, query: NDArray[np.float32], passages: Mapping[int, str]
+    ) -> dict[int, tuple[float, Span]]:
+        """Of each passage, by id, the best sentence for `query` (dim,); without those that have no sentence."""
+        read = self.read(embedder, list(passages.values()))
+        found = {id: one.best(query) for id, one in zip(passages, read, strict=True)}
+        return {id: best for id, best in found.items() if best is not None}
+
 
 def _embedded(embedder: Embedder, passages: Sequence[str]) -> list[Sentences]:
     spans = [sentences(text) for text in passages]

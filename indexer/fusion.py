@@ -8,8 +8,8 @@ fusion loses 0.05 to 0.10 MRR@10 to the words alone within a language, the sum o
 
 Why only the best words count (`SHARPNESS`): in a collection of many languages every passage in the query's
 own language shares "of the" with it. Added as it is, that buries the right passages in other languages: 34 of
-the 233 articles that benchmarks.sample_table looks for were found, with the third power 67 (today's model: 120,
-and 127 with `indexer.languages`).
+the 233 articles that benchmarks.sample_table looks for were found, with the third power 67 (an early model; today
+126, see docs/retrieval.md).
 """
 
 from collections.abc import Sequence

@@ -189,9 +189,13 @@ class _Request:
             start=row.start,
             end=row.end,
             metadata=row.meta,
-            highlights=highlights(wanted, row.text) or [span for _, span in self._sentence(row.id)],
+            highlights=highlights(wanted, row.text) or self._nearest_sentence(row.id),
             explain=candidate.origin if self.options.explain else None,
         )
+
+    def _nearest_sentence(self, chunk_id: int) -> list[Span]:
+        """The sentence of a passage that is nearest to the query, if its sentences were read."""
+        return [self.nearest[chunk_id][1]] if chunk_id in self.nearest else []
 
     def _filter(self) -> "Filter | None":
         if self.options.where is None:
@@ -250,17 +254,10 @@ class _Request:
             return dense
         scores = dict(dense)
         texts = self._texts(worth_reading(dense, lexical))
-        read = self.collection.index.sentences.read(self.collection.embedder, list(texts.values()))
-        gains: dict[int, float] = {}
-        for chunk_id, passage in zip(texts, read, strict=True):
-            best = passage.best(self.vector)
-            if best is not None:
-                self.nearest[chunk_id] = best
-                gains[chunk_id] = best[0] - self.cosines.setdefault(chunk_id, scores[chunk_id])
+        nearest = self.collection.index.sentences.nearest(self.collection.embedder, self.vector, texts)
+        self.nearest.update(nearest)
+        gains = {id: best - self.cosines.setdefault(id, scores[id]) for id, (best, _) in nearest.items()}
         return raised(dense, gains, share)
-
-    def _sentence(self, chunk_id: int) -> list[tuple[float, Span]]:
-        return [self.nearest[chunk_id]] if chunk_id in self.nearest else []
 
     def _texts(self, ids: Iterable[int]) -> dict[int, str]:
         """The texts of those chunks that are there."""

@@ -14,7 +14,7 @@ LONG = "The harbour is deep. Ships from nine countries come here each summer. Be
 SHORT = "Bees are insects and honey is sweet and wax is soft."
 
 
-def test_words_that_were_read_are_remembered_and_equal_a_call_for_each(monkeypatch) -> None:
+def test_sentences_that_were_read_are_remembered_and_equal_a_call_for_each(monkeypatch) -> None:
     reader, embedder = SentenceReader(), FakeEmbedder()
     first = reader.read(embedder, [LONG, SHORT, LONG, "  "])
     assert embedder.read == [LONG[a:b] for a, b in first[0].spans] + [SHORT]
