@@ -48,7 +48,10 @@ def _wide(word: str) -> str:
 
 
 _COLON = "[:：﹕ː꞉]"
-_ROLE = re.compile(rf"(?<![A-Za-z])({'|'.join(map(_wide, _ROLES))})((?:_|[^\w-]){{0,3}}?){_COLON}+")
+_APART = r"(?:_|\W){0,3}?"  # all colons behind a role go at once: one that stayed would look like the next
+_ROLE = re.compile(
+    rf"(?<![A-Za-z])({'|'.join(map(_wide, _ROLES))})({_APART}){_COLON}(?:{_APART}{_COLON})*"
+)
 _TAG = re.compile(r"[<＜﹤](?=\s*[/|!?／｜<＜﹤]|[^\W\d]|\s*(?:passage|think))", re.IGNORECASE)
 _INST = re.compile(r"\[(\s*/?\s*(?:INST|SYS|END|AVAILABLE_TOOLS|TOOL_\w+)\s*)\]", re.IGNORECASE)
 _MARK = re.compile(r"[\[［【](\s*\d[\d\s,，;、]{0,60})[\]］】]")
@@ -67,8 +70,9 @@ def as_data(text: str) -> str:
     text = _INST.sub(r"(\1)", text)
     text = _MARK.sub(r"(\1)", text)
     text = _TAG.sub("‹", text)
+    text = _BLANK_LINES.sub("\n", text)  # before roles: it brings them nearer to their colons
     text = _ROLE.sub(r"\1\2 -", text)
-    return _BLANK_LINES.sub("\n", text).strip()
+    return _JOINERS_IN_LATIN.sub("", text).strip()  # once more: a wide colon may have become a hyphen
 
 
 def without_marks(text: str) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from indexer.answers.prompts import (
@@ -89,6 +89,9 @@ def _fields(value: object) -> dict[str, object]:
 PARTS = [*"User:：\n <>/|[]12,\u200b\u200d*-", "User", "system", "</passage>", "<think>", "INST"]
 
 
+@example("User-:")
+@example("User:*:")
+@example("User\n\n\n\n:")
 @given(st.lists(st.sampled_from(PARTS)).map("".join))
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     once = as_data(text)
