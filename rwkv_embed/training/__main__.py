@@ -2,8 +2,8 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of
-the bag before the export.
+it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained
+on top of the bag before the export.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
-from rwkv_embed.training.finish import mix, whiten
+from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.finish import BLENDED_WHITENING, TRAINED_WHITENING, blend, mix, whiten
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenNetwork, TokenTable
@@ -62,8 +63,11 @@ def main() -> None:
     )
     pieces = slice(FIRST_PIECE, None)
     usage = usage_by_language(sources.rows, len(chosen.vectors))[pieces]
-    centre_by_language(chosen.vectors[pieces], usage, chosen.importance[pieces])
+    rarity = chosen.importance[pieces]
+    for vectors in (chosen.vectors, chosen.read):
+        centre_by_language(vectors[pieces], usage, rarity)
     chosen.vectors[pieces] = chosen.vectors[pieces] @ np.load(work / "projection.npy")
+    chosen.read[pieces] @= principal_axes(chosen.read[pieces], data.WHITENING, usage.sum(1) * rarity)
 
     bag = Bag(torch.from_numpy(chosen.vectors), torch.from_numpy(chosen.importance))
     network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
@@ -75,9 +79,12 @@ def main() -> None:
     schedule = loop.Schedule(rate=3e-4, table_rate=1e-3, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"), BAG_SEED)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
-    whiten(bag.head, vectors_of_a_sample(bag, rows, sources))
+    whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
+    counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
+    bag = blend(bag, rows.weight, torch.from_numpy(chosen.read), torch.from_numpy(counted))
+    rows = TokenTable(bag.emb)
+    whiten(bag.head, vectors_of_a_sample(bag, rows, sources), BLENDED_WHITENING)
 
-    bag.emb.data.copy_(rows.weight)
     n_ffn = 4 * WIDTH if options.layers > 1 else ONE_LAYER_FFN
     model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, n_ffn)
     if options.layers > 1:
@@ -105,10 +112,12 @@ def draw(folder: Path, work: Path) -> list[corpus.Line]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer; of each token a first vector (V, C), a first importance (V,) and its script's number (V,)."""
+    """The tokenizer; of each token a first vector (V, C), the one that the teacher reads it with (V, C), a first
+    importance (V,) and its script's number (V,)."""
 
     tokenizer: Tokenizer
     vectors: NDArray[np.float32]
+    read: NDArray[np.float32]
     importance: NDArray[np.float32]
     scripts: NDArray[np.int64]
 
@@ -128,13 +137,17 @@ def choose_vocabulary(lines: list[corpus.Line], work: Path) -> Vocabulary:
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     probability = counts / counts.sum()
     rarity = RARITY / (RARITY + probability)
-    vocabulary.centre_by_script(vectors, pieces, probability * rarity)
+    read = teacher.weights["emb.word"][chosen].float().numpy()
+    for table in (vectors, read):
+        vocabulary.centre_by_script(table, pieces, probability * rarity)
+    read /= np.linalg.norm(read, axis=1, keepdims=True)
     extra = np.random.default_rng(0).normal(scale=0.05, size=(FIRST_PIECE, WIDTH)).astype(np.float32)
     importance = np.concatenate([np.zeros(FIRST_PIECE), rarity]).astype(np.float32)
     scripts = np.unique(["", *vocabulary.scripts_of(pieces)], return_inverse=True)[1]
     return Vocabulary(
         FileTokenizer(work / "tokenizer.json"),
         np.concatenate([extra, vectors]),
+        np.concatenate([extra, read]),
         importance,
         np.concatenate([np.full(FIRST_PIECE, scripts[0]), scripts[1:]]),
     )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.tokenizer import Tokenizer
+from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.corpus import Line
 
 WHITENING = 0.5  # 0: the teacher's space as it is, 1: every axis alike
@@ -83,10 +84,7 @@ def load_targets(folder: Path, lines: list[Line]) -> NDArray[np.float32]:
         targets[rows] -= weight * targets[rows].mean(0) + (1 - weight) * overall
     kept = folder / "projection.npy"
     if not kept.exists():
-        variances, axes = np.linalg.eigh(targets.T @ targets / len(targets))
-        deviations = np.sqrt(np.maximum(variances, 0))
-        deviations = np.maximum(deviations, 0.1 * deviations.mean())  # the last axes are noise
-        np.save(kept, np.ascontiguousarray((axes * deviations**-WHITENING)[:, ::-1]).astype(np.float32))
+        np.save(kept, principal_axes(targets, WHITENING))
     targets = targets @ np.load(kept)
     return targets / np.linalg.norm(targets, axis=1, keepdims=True)
 

@@ -18,8 +18,8 @@ from rwkv_embed.packing import GROUP, LEVELS, pack_int4
 from rwkv_embed.training.model import RWKV7Embedder, importance_reach
 
 # Steps of a row of unit size. A value takes 2.7 or 2.3 bits in the wheel then, and training gets used to it.
-FREQUENT, FREQUENT_STEP = 100_000, 0.7  # tokens are numbered by use
-RARE_STEP = 1.1
+FREQUENT, FREQUENT_STEP = 100_000, 0.65  # tokens are numbered by use
+RARE_STEP = 1.05
 
 
 def shipped_steps(tokens: NDArray[np.int64], C: int) -> NDArray[np.float32]:

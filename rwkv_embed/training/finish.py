@@ -1,14 +1,16 @@
-"""What is done to a trained bag before it is shipped; both cost nothing at run time (figures in docs/log.md)."""
+"""What is done to a trained bag before it is shipped; it costs nothing at run time (figures in docs/log.md)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_embed.training.model import Head
+from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.model import Bag, Head, importance_of
 
-KEPT = 0.2  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
-WHITENING = 0.35
+KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
+TRAINED_WHITENING, BLENDED_WHITENING = 0.35, 0.25
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
+READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 
 
 def mix(start: Tensor, trained: Tensor) -> Tensor:
@@ -16,11 +18,33 @@ def mix(start: Tensor, trained: Tensor) -> Tensor:
     return F.normalize(start, dim=1) * KEPT + F.normalize(trained, dim=1) * (1 - KEPT)
 
 
-def whiten(head: Head, vectors: Tensor) -> None:
+def whiten(head: Head, vectors: Tensor, power: float) -> None:
     """Fold into the head's norm: the mean of `vectors` (n, C) becomes 0, and each axis is divided by its
-    deviation to the power `WHITENING`, so that the strong ones drown the others less."""
+    deviation to the power `power`, so that the strong ones drown the others less."""
     deviations = F.normalize(vectors, dim=1).std(0)
-    scale = (deviations / deviations.mean()).clamp(min=LEAST_DEVIATION) ** -WHITENING
+    scale = (deviations / deviations.mean()).clamp(min=LEAST_DEVIATION) ** -power
     with torch.no_grad():
         head.norm.weight.mul_(scale)
         head.norm.bias.sub_(vectors.mean(0)).mul_(scale)
+
+
+def blend(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Bag:
+    """A wider bag whose rows hold the trained ones (V, C) and what the teacher reads tokens with.
+
+    `read` (V, any) tells the words of a language apart, where the trained numbers look for meaning alone. Both are
+    laid side by side, as the head's norm weighs them, and the `width` - 1 strongest axes of that are kept, `usage`
+    (V,) counting the tokens; the last one carries the importance. The head is turned along.
+    """
+    C, own, kept = rows.shape[1], rows.shape[1] - 1, width - 1
+    weight = bag.head.norm.weight.detach()[:own]
+    weight = weight / weight.square().mean().sqrt()
+    trained = F.normalize(F.normalize(rows[:, :own], dim=1) * weight, dim=1)
+    both = torch.cat([trained, F.normalize(read, dim=1) * READ_SHARE], 1)
+    axes = torch.from_numpy(principal_axes(both.numpy(), 0.0, usage.numpy()))[:, :kept]
+    blended = Bag(torch.cat([both @ axes, rows.new_zeros(len(rows), 1)], 1), importance_of(bag, rows))
+    old, new = bag.head, blended.head
+    with torch.no_grad():
+        new.fc1.weight.zero_()
+        new.fc1.weight[:C, :kept] = old.fc1.weight[:, :own] / weight @ axes[:own]
+        new.fc2.weight[:kept, :C] = axes[:own].T @ (weight[:, None] * old.fc2.weight[:own])
+    return blended

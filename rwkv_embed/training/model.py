@@ -93,6 +93,12 @@ class Bag(nn.Module):
         return vectors
 
 
+def importance_of(bag: Bag, rows: Tensor) -> Tensor:
+    """(V,) what the tokens of `rows` (V, C) count in a text, 0..1 as a rule."""
+    keys: Tensor = (F.layer_norm(rows, rows.shape[-1:]) + bag.bias) @ bag.weight[0]
+    return keys / FIRM**2
+
+
 def lora_rank(C: int, factor: float, power: float) -> int:
     """RWKV-LM's rule for the ranks of the decay, learning-rate, value and gate networks."""
     return max(32, int(round(factor * C**power / 32) * 32))

@@ -10,12 +10,13 @@ import zstandard
 
 from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
 from rwkv_embed.tokenizer import FileTokenizer
-from rwkv_embed.training import contrast, languages, loop
+from rwkv_embed.training import contrast, finish, languages, loop
+from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.data import Texts
 from rwkv_embed.training.export import shipped_steps
-from rwkv_embed.training.finish import WHITENING, mix, whiten
+from rwkv_embed.training.finish import mix, whiten
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
-from rwkv_embed.training.model import Bag, Head, RWKV7Embedder
+from rwkv_embed.training.model import Bag, Head, RWKV7Embedder, importance_of
 from rwkv_embed.training.table import TokenNetwork, TokenTable, of_unit_size, rounded
 from rwkv_embed.training.vocabulary import build_tokenizer, by_use
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
@@ -183,6 +184,19 @@ def test_perfect_student_has_no_loss_and_a_wrong_one_has() -> None:
     assert distillation_loss(-targets, targets, others) > 4.0
 
 
+def test_principal_axes_are_softened_by_their_deviation() -> None:
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.normal(size=(3, 3)))[0]
+    vectors = (random.normal(size=(20_000, 3)) * [1.0, 9.0, 4.0] @ turn).astype(np.float32)
+    for whitening in (0.0, 0.5, 1.0):
+        turned = vectors @ principal_axes(vectors, whitening)
+        assert turned.std(0) == pytest.approx(np.array([9.0, 4.0, 1.0]) ** (1 - whitening), rel=0.02)
+        assert np.corrcoef(turned.T) == pytest.approx(np.eye(3), abs=0.02)
+    counted = np.zeros(20_000, np.float32)
+    counted[:2] = 1.0
+    assert np.abs((vectors @ principal_axes(vectors, 0.0, counted))[:2, 2]).max() < 1e-2  # a plane through two
+
+
 def test_int4_packing_keeps_every_value_within_half_a_step() -> None:
     table = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     packed, scale = pack_int4(table)
@@ -231,7 +245,8 @@ def test_contrast_is_cross_entropy_in_both_directions_and_knows_equal_meanings()
     )
 
 
-def test_whitening_takes_the_mean_away_and_evens_the_axes_out() -> None:
+@pytest.mark.parametrize("power", [0.0, 0.35])
+def test_whitening_takes_the_mean_away_and_evens_the_axes_out(power: float) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(500, 128, generator=generator)
     head = Head(128)
@@ -239,16 +254,41 @@ def test_whitening_takes_the_mean_away_and_evens_the_axes_out() -> None:
         head.norm.weight.copy_(torch.linspace(4, 1, 128))
         head.norm.bias.fill_(0.3)
         before = head(inputs)
-        whiten(head, before)
+        whiten(head, before, power)
         after = head(inputs)
     assert after.mean(0).abs().max() < 1e-5
     spread = [x.std(0) / x.std(0).mean() for x in (before, after)]
-    assert torch.allclose(spread[1], spread[0] ** (1 - WHITENING), rtol=0.05)
+    assert torch.allclose(spread[1], spread[0] ** (1 - power), rtol=0.05)
+
+
+def likeness(vectors: torch.Tensor) -> torch.Tensor:
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors @ vectors.T
+
+
+def test_blended_rows_are_alike_where_both_of_their_sources_are(monkeypatch) -> None:
+    bag, generator = small_bag(), torch.Generator().manual_seed(3)
+    read, usage = torch.randn(50, 24, generator=generator), torch.rand(50, generator=generator)
+    rows = bag.emb.detach()
+    both = torch.cat([rows[:, :-1] * bag.head.norm.weight.detach()[:-1], read], 1).split([127, 24], 1)
+    wanted = sum(share**2 * likeness(part) for share, part in zip((1.0, finish.READ_SHARE), both, strict=True))
+    blended = finish.blend(bag, rows, read, usage)
+    assert blended.emb.shape == rows.shape
+    assert torch.allclose(likeness(blended.emb.detach()[:, :-1]), wanted / wanted[0, 0], atol=1e-4)
+    importance = importance_of(bag, rows)
+    assert torch.allclose(importance_of(blended, blended.emb.detach()), importance, atol=0.05)
+    assert importance.min() < 0.1 and importance.max() > 0.9
+
+    monkeypatch.setattr(finish, "READ_SHARE", 0.0)  # then the texts are as alike as before
+    alone = finish.blend(bag, rows, read, usage)
+    packed, starts = torch.tensor([5, 6, 7, 0, 8, 0, 9, 10, 5, 12, 13, 0]), torch.tensor([0, 4, 6, 12])
+    before, after = (likeness(loop.encode(b, TokenTable(b.emb), packed, starts)[2]) for b in (bag, alone))
+    assert torch.allclose(before, after, atol=0.05) and before.min() < 0.5
 
 
 def test_the_mixed_table_lies_between_the_two() -> None:
     assert mix(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 7.0]])).tolist() == [
-        [pytest.approx(0.2), pytest.approx(0.8)]
+        [pytest.approx(0.35), pytest.approx(0.65)]
     ]
 
 
