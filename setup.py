@@ -13,7 +13,7 @@ setup(
     ext_modules=[
         Extension(
             "rwkv_embed.ops.fast._kernels",
-            ["rwkv_embed/ops/fast/kernels.c", "rwkv_embed/ops/fast/products.c"],
+            [f"rwkv_embed/ops/fast/{name}.c" for name in ("kernels", "products", "coding")],
             depends=["rwkv_embed/ops/fast/common.h"],
             extra_compile_args=[] if sys.platform == "win32" else flags.split(),
             py_limited_api=True,

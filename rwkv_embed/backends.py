@@ -110,7 +110,7 @@ def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
 
 def _is_plain(checkpoint: "Checkpoint") -> bool:
     """Whether nothing is packed but the token table."""
-    plain = (entry for name, entry in checkpoint.tensors.items() if name != "emb.weight" or not entry.scale)
+    plain = (entry for name, entry in checkpoint.tensors.items() if name != "emb.weight" or not entry.packed)
     return all(entry.dtype in ("F16", "BF16", "F32") for entry in plain)
 
 

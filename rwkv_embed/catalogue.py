@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkv_embed.backends import runs_fast
-from rwkv_embed.checkpoint import Checkpoint, Scale, open_checkpoint
+from rwkv_embed.checkpoint import Checkpoint, Packed, open_checkpoint
 from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import ModelFiles
@@ -214,10 +214,10 @@ def _planned(checkpoint: Checkpoint, dtype: ConvertDtype | None) -> list[NewTens
 def _new_tensors(
     checkpoint: Checkpoint, name: str, new_name: str, dtype: ConvertDtype | None
 ) -> list[NewTensor]:
-    """One tensor as planned: plain, or the two of a packed matrix."""
+    """One tensor as planned: plain, or those of a packed matrix."""
     entry = checkpoint.tensors[name]
-    if dtype is None and entry.scale is not None:
-        return _kept_packed(checkpoint, name, new_name, entry.scale)
+    if dtype is None and entry.packed is not None:
+        return _kept_packed(checkpoint, name, new_name, entry.packed)
     big = len(entry.shape) == 2 and name.endswith(".weight") and not name.startswith(("head.0", "head.2"))
     if dtype == "int8" and big:
         return [
@@ -230,26 +230,26 @@ def _new_tensors(
     return [NewTensor(new_name, new_dtype, shape, lambda: _cast(checkpoint.get(name), new_dtype))]
 
 
-def _kept_packed(checkpoint: Checkpoint, name: str, new_name: str, scale: Scale) -> list[NewTensor]:
+def _kept_packed(checkpoint: Checkpoint, name: str, new_name: str, packed: Packed) -> list[NewTensor]:
     stored = checkpoint.tensors[name].file.tensors
 
-    def part(index: int) -> "Tensor":
-        packed = checkpoint.get_packed(name, scale.packing)
-        assert packed is not None
-        return packed[index]
+    def new_tensor(ending: str) -> NewTensor:
+        def values() -> "Tensor":
+            parts = checkpoint.get_packed(name, packed.packing)
+            assert parts is not None
+            return parts[ending].reshape(stored[packed.parts[ending]].shape)
 
-    values = stored[checkpoint.tensors[name].source.name]
-    return [
-        NewTensor(f"{new_name}.{scale.packing}", values.dtype, values.shape, lambda: part(0)),
-        NewTensor(f"{new_name}.scale", stored[scale.name].dtype, scale.shape, lambda: part(1)),
-    ]
+        return NewTensor(f"{new_name}.{ending}", *stored[packed.parts[ending]], values)
+
+    return [new_tensor(ending) for ending in packed.parts]
 
 
 def _int8(checkpoint: Checkpoint, name: str) -> "tuple[Tensor, Tensor]":
     from rwkv_embed.models.weights import quantize_rows
 
-    values, scale = checkpoint.get_packed(name, "int8") or quantize_rows(checkpoint.get(name))
-    return values, scale.float()
+    if parts := checkpoint.get_packed(name, "int8"):
+        return parts["int8"], parts["scale"].float()
+    return quantize_rows(checkpoint.get(name))
 
 
 def _cast(values: "Tensor", dtype: str) -> "Tensor":

@@ -3,7 +3,7 @@
 Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
 index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official names (layout.py).
 
-A matrix X may be stored packed, as `X.int8` or `X.int4` with `X.scale`: see packing.py.
+A matrix X may be stored packed, as `X.int8` with `X.scale` or as `X.coded` with five more: see packing.py.
 
 Importing this module does not import torch, and a `.safetensors` file can be described without it.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError, ModelNotFound
 from rwkv_embed.layout import (
@@ -25,7 +26,7 @@ from rwkv_embed.layout import (
     official_names,
     problems,
 )
-from rwkv_embed.packing import PACKINGS, Packing, packed_shapes, unpack_int4
+from rwkv_embed.packing import PACKINGS, PARTS, Packing, packed_shape
 from rwkv_embed.tensor_files import PthFile, SafetensorsFile, TensorFile
 
 if TYPE_CHECKING:
@@ -33,18 +34,21 @@ if TYPE_CHECKING:
 
 # Only these hold weights; integers are those of packed matrices.
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
-_PACKED_DTYPES = {"int8": ("I8",), "int4": ("U8",)}
+_PACKED_DTYPES = {
+    "int8": ("I8",), "scale": _WEIGHT_DTYPES,
+    "coded": ("U8",), "starts": ("U32",), "classes": ("U8",), "groups": ("U8",), "counts": ("U16",),
+    "values": ("F32",),
+}  # fmt: skip
 # After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
 # (to another type) never has much more than this of its file in memory.
 _RELEASE_AFTER_BYTES = 256 << 20
 
 
-class Scale(NamedTuple):
-    """The scales of a packed matrix: how it is packed, their tensor in the same file, their shape."""
+class Packed(NamedTuple):
+    """How a matrix is packed, and the names of its tensors in the same file by their endings."""
 
     packing: Packing
-    name: str
-    shape: Shape
+    parts: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +59,20 @@ class Entry:
     source: Source
     dtype: str
     shape: Shape
-    scale: Scale | None = None  # of a packed matrix
+    packed: Packed | None = None
 
     @property
     def stored_as(self) -> str:
-        """The dtype; of a four-bit matrix I4, whatever type holds the pairs."""
-        return "I4" if self.scale and self.scale.packing == "int4" else self.dtype
+        """The dtype; of a coded matrix `coded`, whatever type holds its words."""
+        return "coded" if self.packed and self.packed.packing == "coded" else self.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file, with the scales."""
+        """Bytes in the file, with all tensors of a packed matrix."""
+        if self.packed:
+            return sum(self.file.tensors[part].nbytes for part in self.packed.parts.values())
         stored = self.file.tensors[self.source.name]
-        parts = 1 if self.source.index is None else stored.shape[0]
-        return stored.nbytes // parts + (self.file.tensors[self.scale.name].nbytes if self.scale else 0)
+        return stored.nbytes // (1 if self.source.index is None else stored.shape[0])
 
 
 class Checkpoint:
@@ -105,35 +110,44 @@ class Checkpoint:
 
     def get(self, name: str) -> "Tensor":
         """A tensor in its stored dtype and official shape, unpacked; CheckpointError on NaN or infinity."""
-        if packed := self.get_packed(name, "int8"):
-            values, scale = packed
-            return values.float() * scale.float()
-        if packed := self.get_packed(name, "int4"):
+        if parts := self.get_packed(name, "int8"):
+            return parts["int8"].float() * parts["scale"].float()
+        if parts := self.get_packed(name, "coded"):
             import torch
 
-            values, scale = packed
-            return torch.from_numpy(unpack_int4(values.numpy(), scale.float().numpy()))
-        return self._checked(name, self._stored(name).reshape(self._shapes[name]))
-
-    def get_packed(self, name: str, packing: Packing) -> "tuple[Tensor, Tensor] | None":
-        """Values and scales of a matrix packed so; None when it is stored otherwise."""
+            return torch.from_numpy(self._coded_matrix(name, parts).decode())
         entry = self.tensors[name]
-        if entry.scale is None or entry.scale.packing != packing:
-            return None
-        scale = entry.file.get(entry.scale.name).reshape(entry.scale.shape)
-        return self._stored(name), self._checked(name, scale)
-
-    def _stored(self, name: str) -> "Tensor":
-        entry = self.tensors[name]
-        if self._mapped_bytes > _RELEASE_AFTER_BYTES:
-            self._mapped_bytes = 0
-            for file in self.files:
-                file.release()
-        tensor = entry.file.get(entry.source.name)
-        self._mapped_bytes += tensor.nbytes
+        tensor = self._read(entry.file, entry.source.name)
         if entry.source.index is not None:
             tensor = tensor[entry.source.index]
-        return tensor.t() if entry.source.transpose else tensor
+        if entry.source.transpose:
+            tensor = tensor.t()
+        return self._checked(name, tensor.reshape(self._shapes[name]))
+
+    def get_packed(self, name: str, packing: Packing) -> "dict[str, Tensor] | None":
+        """The tensors, checked, of a matrix packed so, by their endings; None when it is stored otherwise."""
+        entry = self.tensors[name]
+        if entry.packed is None or entry.packed.packing != packing:
+            return None
+        parts = {ending: self._read(entry.file, part) for ending, part in entry.packed.parts.items()}
+        if packing == "int8":
+            return parts | {"scale": self._checked(name, parts["scale"].reshape(-1, 1))}
+        self._coded_matrix(name, parts)
+        return parts
+
+    def _coded_matrix(self, name: str, parts: "dict[str, Tensor]") -> CodedMatrix:
+        arrays = {ending: tensor.numpy() for ending, tensor in parts.items()}
+        matrix: CodedMatrix = self._named(lambda: CodedMatrix.from_tensors(name, arrays))
+        return matrix
+
+    def _read(self, file: TensorFile, name: str) -> "Tensor":
+        if self._mapped_bytes > _RELEASE_AFTER_BYTES:
+            self._mapped_bytes = 0
+            for one in self.files:
+                one.release()
+        tensor = file.get(name)
+        self._mapped_bytes += tensor.nbytes
+        return tensor
 
     def _checked(self, name: str, tensor: "Tensor") -> "Tensor":
         import torch
@@ -160,21 +174,19 @@ class Checkpoint:
             matrix, _, ending = name.rpartition(".")
             file = where[source.name]
             info = file.tensors[source.name]
-            if ending == "scale" and any(f"{matrix}.{packing}" in sources for packing in PACKINGS):
-                continue
-            packing = next((packing for packing in PACKINGS if ending == packing), None)
+            packing = next((p for p in PACKINGS if ending in PARTS[p] and f"{matrix}.{p}" in sources), None)
             if packing is None:
                 entries[name] = Entry(file, source, info.dtype, source.shape(info.shape))
-            else:
+            elif ending == packing:
                 entries[matrix] = self._packed_entry(matrix, packing, file, source)
         return entries
 
     def _packed_entry(self, name: str, packing: Packing, file: TensorFile, source: Source) -> Entry:
-        info = file.tensors[source.name]
-        scale = f"{source.name.removesuffix(packing)}scale"
-        found = file.tensors[scale].shape if scale in file.tensors else None
-        shape, scale_shape = self._named(lambda: packed_shapes(name, packing, info.shape, found))
-        return Entry(file, source, info.dtype, shape, Scale(packing, scale, scale_shape))
+        stem = source.name.removesuffix(packing)
+        parts = {ending: stem + ending for ending in PARTS[packing] if stem + ending in file.tensors}
+        shapes = {ending: file.tensors[part].shape for ending, part in parts.items()}
+        shape = self._named(lambda: packed_shape(name, packing, shapes))
+        return Entry(file, source, file.tensors[source.name].dtype, shape, Packed(packing, parts))
 
     def _tie_head(self) -> None:
         if self.hf_config.get("tie_word_embeddings") and "head.weight" not in self.tensors:
@@ -197,11 +209,11 @@ class Checkpoint:
                 found.append(f"{name} is stored as {dtype}, expected one of {', '.join(expected)}")
 
         for name, entry in self.tensors.items():
-            if entry.scale is None:
+            if entry.packed is None:
                 check(name, entry.dtype, _WEIGHT_DTYPES)
-            else:
-                check(f"{name}.{entry.scale.packing}", entry.dtype, _PACKED_DTYPES[entry.scale.packing])
-                check(f"{name}.scale", entry.file.tensors[entry.scale.name].dtype, _WEIGHT_DTYPES)
+                continue
+            for ending, part in entry.packed.parts.items():
+                check(f"{name}.{ending}", entry.file.tensors[part].dtype, _PACKED_DTYPES[ending])
         return found
 
     def _refuse(self, found: list[str]) -> None:

@@ -121,7 +121,7 @@ def identify_layout(names: Iterable[str]) -> tuple[Layout, str]:
 
     Raises CheckpointError when no RWKV packaging has such names.
     """
-    found = {name.removesuffix(".int8").removesuffix(".int4") for name in names}
+    found = {name.removesuffix(".int8").removesuffix(".coded") for name in names}
     for prefix in ("", "rwkv.", "model.", "module."):
         if f"{prefix}emb.weight" in found and f"{prefix}blocks.0.ln1.weight" in found:
             if f"{prefix}head.0.weight" in found:

@@ -1,43 +1,40 @@
-"""Packed matrices: a matrix X (rows, columns) stored as small integers and float scales.
+"""Packed matrices: a matrix X (rows, columns) stored as other tensors, X and an ending.
 
-    X.int8   (rows, columns) int8       X.scale  (rows, 1)              one scale a row
-    X.int4   (rows, columns/2) uint8    X.scale  (rows, columns/32)     one scale for 32 columns
-
-A value is its integer times its scale. Four-bit columns 2j and 2j + 1 lie in the low and the high half of a
-byte, each plus 8. The bundled model's table has the same few wide steps in every row: its 250,000 vectors are
-then full of equal codes and of equal scales, which the wheel compresses to little more than half.
+    int8    X.int8 (rows, columns) int8 and X.scale (rows, 1): a value is its integer times its row's scale
+    coded   X.coded and five more: few different values, in as many bits as they tell; see coding.py
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_embed.coding import DTYPES, Shape, coded_shape
 from rwkv_embed.errors import CheckpointError
 
-Packing = Literal["int8", "int4"]
-PACKINGS: tuple[Packing, ...] = ("int8", "int4")
+Packing = Literal["int8", "coded"]
+PACKINGS: tuple[Packing, ...] = ("int8", "coded")
+PARTS: dict[Packing, tuple[str, ...]] = {"int8": ("int8", "scale"), "coded": tuple(DTYPES)}  # endings
 GROUP = 32  # columns that share a scale in four bits
 LEVELS = 7  # four-bit values are -7 … 7
 
 
-def packed_shapes(
-    name: str, packing: Packing, values: tuple[int, ...], scale: tuple[int, ...] | None
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of a packed matrix and of its scales, from those of the stored tensors.
+def packed_shape(name: str, packing: Packing, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Rows and columns of a packed matrix, from the shapes of its tensors by their endings.
 
-    Raises CheckpointError when the two do not belong together.
+    Raises CheckpointError when they do not belong together.
     """
+    if packing == "coded":
+        return coded_shape(name, shapes)
+    values, scale = shapes["int8"], shapes.get("scale")
     if len(values) != 2:
-        raise CheckpointError(f"{name}.{packing} has shape {values}, expected two dimensions")
-    rows, columns = values[0], values[1] * (2 if packing == "int4" else 1)
-    if packing == "int4" and columns % GROUP:
-        raise CheckpointError(f"{name}.int4 has {columns} columns, expected a multiple of {GROUP}")
-    wanted = (rows, columns // GROUP if packing == "int4" else 1)
-    if scale != wanted and not (wanted[1] == 1 and scale == (rows,)):
+        raise CheckpointError(f"{name}.int8 has shape {values}, expected two dimensions")
+    rows, columns = values
+    if scale not in ((rows, 1), (rows,)):
         found = "but it is missing" if scale is None else f"not {scale}"
-        raise CheckpointError(f"{name}.{packing} {values} needs {name}.scale of shape {wanted}, {found}")
-    return (rows, columns), wanted
+        raise CheckpointError(f"{name}.int8 {values} needs {name}.scale of shape {(rows, 1)}, {found}")
+    return rows, columns
 
 
 def pack_int4(

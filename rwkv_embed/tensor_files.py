@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 # Names of safetensors: bytes per value.
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I64": 8, "I32": 4}
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "I32": 4, "I64": 8}
 # Tensors of a .pth are outside its pickle, which only lists them: a bigger pickle is not a checkpoint's.
 _MAX_PICKLE_BYTES = 64 << 20
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -97,7 +97,8 @@ class PthFile:
             name: value for name, value in content.items() if isinstance(value, list | int | float | str)
         }
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-        names |= {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64"}
+        names |= {torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32"}
+        names |= {torch.int32: "I32", torch.int64: "I64"}
         size = path.stat().st_size
         self.tensors = {}
         for name, tensor in content.items():

@@ -77,7 +77,7 @@ def load_matrix(checkpoint: Checkpoint, name: str, dtype: Dtype) -> Matrix:
     """A matrix of the checkpoint in the precision asked for; what is already so stored is not copied."""
     packed = checkpoint.get_packed(name, "int8")
     if packed is not None and dtype == "int8":
-        return Matrix(packed[0], packed[1].float().flatten())
+        return Matrix(packed["int8"], packed["scale"].float().flatten())
     values = checkpoint.get(name)
     if dtype == "int8":
         quantized, scale = quantize_rows(values)
@@ -87,4 +87,6 @@ def load_matrix(checkpoint: Checkpoint, name: str, dtype: Dtype) -> Matrix:
 
 def load_token_table(checkpoint: Checkpoint) -> TokenTable:
     packed = checkpoint.get_packed("emb.weight", "int8")
-    return TokenTable(checkpoint.get("emb.weight")) if packed is None else TokenTable(*packed)
+    if packed is None:
+        return TokenTable(checkpoint.get("emb.weight"))
+    return TokenTable(packed["int8"], packed["scale"])

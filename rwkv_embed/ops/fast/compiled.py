@@ -1,4 +1,4 @@
-"""The kernels in C (`kernels.c`, `products.c`) through ctypes."""
+"""The kernels in C (`kernels.c`, `products.c`, `coding.c`) through ctypes."""
 
 import ctypes
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import Dtype
-from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Norm, Products
+from rwkv_embed.ops.fast.kernels import PANEL, Array, DecodedBlocks, Gates, Index, Norm, Products
 from rwkv_embed.ops.fast.narrow import quantize_columns, round_bfloat16
 
 
@@ -30,6 +31,23 @@ class _PackedGates:
 
     gates: Gates
     pointers: _LayerPointers
+
+
+class _CodedPointers(ctypes.Structure):
+    _fields_ = [
+        *_pointers(
+            "words", "starts", "classes", "groups", "counts", "first", "symbol_of", "values", "symbols", "decoded"
+        ),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "n_groups")),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedCoded:
+    """`pointers` into `blocks` and its matrix, which must live as long."""
+
+    blocks: DecodedBlocks
+    pointers: _CodedPointers
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,7 @@ class CompiledKernels:
         self._matmul = function("matmul", *[size] * 4, *[pointer] * 3)
         self._matmul_bfloat16 = function("matmul_bfloat16", *[size] * 5, *[pointer] * 4)
         self._matmul_int8 = function("matmul_int8", *[size] * 5, *[pointer] * 6)
-        self._unpack = function("unpack", size, size, *[pointer] * 4)
+        self._coded_rows = function("coded_rows", size, *[pointer] * 3)
         self._norm = function("norm", size, size, *[pointer] * 5)
         self._norm_shift = function("norm_shift", size, pointer, size, size, *[pointer] * 7)
         self._relu_square = function("relu_square", size, pointer)
@@ -123,10 +141,16 @@ class CompiledKernels:
             self._matmul(*sizes, *map(_at, (x, packed, out)))
         return out
 
-    def unpack_int4(
-        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
-    ) -> None:
-        self._unpack(*out.shape, _at(tokens), _at(packed), _at(scale), _at(out))
+    def pack_coded(self, matrix: CodedMatrix) -> _PackedCoded:
+        m, blocks = matrix, DecodedBlocks.none_of(matrix)
+        arrays: tuple[NDArray, ...] = (
+            m.words, m.starts, m.classes, m.groups, m.counts, m.first, m.symbol_of, m.values,
+            blocks.symbols, blocks.decoded,
+        )  # fmt: skip
+        return _PackedCoded(blocks, _CodedPointers(*map(_at, arrays), *m.shape, m.counts.shape[1]))
+
+    def coded_rows(self, tokens: Index, packed: _PackedCoded, out: Array) -> None:
+        self._coded_rows(len(tokens), _at(tokens), ctypes.addressof(packed.pointers), _at(out))
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         self._norm(*x.shape, _at(x), _at(delta), _at(norm.weight), _at(norm.bias), _at(out))

@@ -1,4 +1,5 @@
-/* RWKV-7 on a CPU: layer norm + token shift, time mixing's recurrence and its gates. Products are in products.c.
+/* RWKV-7 on a CPU: layer norm + token shift, time mixing's recurrence and its gates. Products are in products.c,
+ * the token table is in coding.c.
  *
  * Texts are packed: one stream of T tokens, text s at positions starts[s] .. starts[s + 1] - 1, so there is no
  * padding and every loop below begins a new text by itself. All arrays are float32, C order; C = n_head * N.
@@ -77,36 +78,6 @@ INLINE void add_to(float *x, const float *delta, int64_t n) {
     if (!delta) return;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] += delta[i];
-}
-
-INLINE float half_to_float(uint16_t half) { /* infinities and NaNs are no scales */
-    const uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112f; /* the difference of the exponents' zeros */
-    return half & 0x8000 ? -value : value;
-}
-
-/* out (T, C) = rows `tokens` of a table in four bits: packed (V, C / 2), float16 scale (V, C / 32); see packing.py. */
-EXPORT FOR_EACH_CPU void rwkv_unpack(int64_t T, int64_t C, const int64_t *tokens, const uint8_t *packed,
-                                     const uint16_t *scale, float *out) {
-    enum { GROUP = 32, AHEAD = 8, LINE = 64 };
-    const Integers NIBBLES = {0, 4, 8, 12, 16, 20, 24, 28};
-    for (int64_t t = 0; t < T; t++) {
-        if (t + AHEAD < T) { /* rows are anywhere in memory */
-            for (int64_t i = 0; i < C / 2; i += LINE) PREFETCH(packed + tokens[t + AHEAD] * (C / 2) + i);
-            PREFETCH(scale + tokens[t + AHEAD] * (C / GROUP));
-        }
-        for (int64_t group = tokens[t] * (C / GROUP), end = group + C / GROUP; group < end; group++, out += GROUP) {
-            const uint8_t *codes = packed + group * (GROUP / 2);
-            const float step = half_to_float(scale[group]);
-            for (int i = 0; i < GROUP; i += LANES, codes += LANES / 2) {
-                const int32_t eight = codes[0] | codes[1] << 8 | codes[2] << 16 | (int32_t)((uint32_t)codes[3] << 24);
-                const Integers code = (eight >> NIBBLES & 15) - 8;
-                *(Vector *)(out + i) = __builtin_convertvector(code, Vector) * step;
-            }
-        }
-    }
 }
 
 /* x += delta; out = layer_norm(x). x, out (rows, C); delta (rows, C) or NULL; weight, bias (C). */

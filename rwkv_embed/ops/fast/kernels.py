@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.config import Dtype
 
 Array = NDArray[np.float32]
@@ -51,6 +52,20 @@ class Products:
     a: Array | None
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedBlocks:
+    """What is known of a matrix that is decoded block by block; memory of the others is not touched."""
+
+    matrix: CodedMatrix
+    symbols: NDArray[np.uint8]  # (blocks, 16, C)
+    decoded: NDArray[np.bool_]  # (blocks,), set after a block's symbols
+
+    @classmethod
+    def none_of(cls, matrix: CodedMatrix) -> "DecodedBlocks":
+        shape = matrix.blocks, BLOCK, matrix.shape[1]
+        return cls(matrix, np.empty(shape, np.uint8), np.zeros(matrix.blocks, np.bool_))
+
+
 class Kernels(Protocol):
     """The operations of an RWKV-7 layer."""
 
@@ -74,10 +89,14 @@ class Kernels(Protocol):
         With B x's, the matrix (K, B N) is B matrices (K, N) side by side, one for each.
         """
 
-    def unpack_int4(
-        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
-    ) -> None:
-        """out (T, C) = rows `tokens` of a table in four bits (see packing.py)."""
+    def pack_coded(self, matrix: CodedMatrix) -> Any:
+        """A coded matrix as `coded_rows` wants it; made once, at load, when nothing is decoded yet."""
+
+    def coded_rows(self, tokens: Index, packed: Any, out: Array) -> None:
+        """out (T, C) = rows `tokens`; a block of rows is decoded when the first of them is asked for.
+
+        Several threads may ask.
+        """
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         """x += delta; out = layer_norm(x); all (rows, C); out may be x."""

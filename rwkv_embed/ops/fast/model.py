@@ -65,7 +65,7 @@ class FastRWKV7:
         self.threads = (threads or _processors()) if self.kernels.releases_gil else 1
         self.flops_per_token, self.flops_per_text = flops(weights.layers, self.config)
         self.dtype = dtype or choose_dtype(self.kernels, self.flops_per_token)
-        self._table, self._ln0, self._ln_out = weights.table, weights.ln0, weights.ln_out
+        self._table, self._ln0, self._ln_out = weights.table.packed(self.kernels), weights.ln0, weights.ln_out
         self._blocks = [
             Block(layer.packed(self.kernels, self.dtype), self.kernels, self.config, i == 0)
             for i, layer in enumerate(weights.layers)

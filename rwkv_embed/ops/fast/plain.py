@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.config import Dtype
-from rwkv_embed.ops.fast.kernels import Array, Gates, Index, Norm, Products, read_positions
+from rwkv_embed.ops.fast.kernels import Array, DecodedBlocks, Gates, Index, Norm, Products, read_positions
 from rwkv_embed.ops.fast.narrow import as_float32, quantize_columns, quantize_rows, round_bfloat16
-from rwkv_embed.packing import unpack_int4
 
 LAYER_NORM_EPS = 1e-5
 GROUP_NORM_EPS = 64e-5
@@ -60,10 +59,15 @@ class NumpyKernels:
     def pack_gates(self, gates: Gates) -> Gates:
         return gates
 
-    def unpack_int4(
-        self, tokens: Index, packed: NDArray[np.uint8], scale: NDArray[np.float16], out: Array
-    ) -> None:
-        out[:] = unpack_int4(packed[tokens], scale[tokens])
+    def pack_coded(self, matrix: CodedMatrix) -> DecodedBlocks:
+        return DecodedBlocks.none_of(matrix)
+
+    def coded_rows(self, tokens: Index, packed: DecodedBlocks, out: Array) -> None:
+        blocks = np.unique(tokens // BLOCK)
+        missing = blocks[~packed.decoded[blocks]]
+        packed.symbols[missing] = packed.matrix.decode_blocks(missing)
+        packed.decoded[missing] = True
+        out[:] = packed.matrix.rows(tokens, packed.symbols.reshape(-1, out.shape[1])[tokens])
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         if delta is not None:

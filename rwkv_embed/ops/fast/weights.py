@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
 from rwkv_embed.ops.fast.narrow import as_float32
-from rwkv_embed.packing import PACKINGS, packed_shapes, unpack_int4
+from rwkv_embed.packing import PACKINGS, PARTS, packed_shape
 
 STREAMS = "rwkvag"  # of time mixing, each with a token shift of its own
 Tensors = Mapping[str, NDArray]
@@ -26,31 +27,42 @@ Tensors = Mapping[str, NDArray]
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Token vectors (V, C) as stored: floats, or packed in eight or four (uint8) bits, see packing.py.
+    """Token vectors (V, C) as stored: floats, or int8 with a scale (V, 1). Only rows in use are converted."""
 
-    Only rows in use are unpacked.
-    """
-
-    packed: NDArray
+    values: NDArray
     scale: NDArray | None
 
     @property
-    def width(self) -> int:
-        """C."""
-        columns: int = self.packed.shape[1]
-        return 2 * columns if self.packed.dtype == np.uint8 else columns
+    def shape(self) -> tuple[int, int]:
+        """V and C."""
+        V, C = self.values.shape
+        return V, C
+
+    def packed(self, kernels: Kernels) -> "TokenTable":
+        """The same table as the kernels want it."""
+        return self
 
     def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
-        if self.packed.dtype == np.uint8 and self.scale is not None:
-            if self.scale.dtype == np.float16:
-                kernels.unpack_int4(tokens, self.packed, self.scale, out)
-            else:
-                out[:] = unpack_int4(self.packed[tokens], self.scale[tokens])
-            return
-        out[:] = self.packed[tokens]
+        out[:] = self.values[tokens]
         if self.scale is not None:
             out *= self.scale[tokens].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class CodedTable:
+    """Token vectors (V, C) in a coded matrix, or in what the kernels made of it; see coding.py."""
+
+    matrix: Any
+    shape: tuple[int, int]
+
+    def packed(self, kernels: Kernels) -> "CodedTable":
+        """The same table as the kernels want it."""
+        return replace(self, matrix=kernels.pack_coded(self.matrix))
+
+    def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
+        """out (T, C) = the vectors of `tokens` (T,), float32."""
+        kernels.coded_rows(tokens, self.matrix, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +162,7 @@ class Weights:
     """All that turns tokens into hidden states."""
 
     config: ModelConfig
-    table: TokenTable
+    table: TokenTable | CodedTable
     ln0: Norm
     layers: tuple[Layer, ...]
     ln_out: Norm
@@ -191,7 +203,7 @@ def build_weights(tensors: Tensors) -> Weights:
     """Sizes from shapes, parameters converted; names may have the prefix `rwkv.`. Raises CheckpointError."""
     take = _Taker(tensors)
     table = _token_table(take)
-    n_embd = table.width
+    vocab_size, n_embd = table.shape
     n_layer = take.count_layers()
     layers = tuple(_layer(take, i, n_embd) for i in range(n_layer))
     ln0, ln_out = take.norm("blocks.0.ln0", n_embd), take.norm("ln_out", n_embd)
@@ -200,23 +212,28 @@ def build_weights(tensors: Tensors) -> Weights:
     n_head, head_size = take.shape("blocks.0.att.r_k")
     config = ModelConfig(
         version="7", n_layer=n_layer, n_embd=n_embd, n_head=n_head, head_size=head_size,
-        n_ffn=take.shape("blocks.0.ffn.key.weight")[0], vocab_size=len(table.packed),
+        n_ffn=take.shape("blocks.0.ffn.key.weight")[0], vocab_size=vocab_size,
         kind="embedder" if take.has_heads else "language-model",
     )  # fmt: skip
     return Weights(config, table, ln0, layers, ln_out)
 
 
-def _token_table(take: "_Taker") -> TokenTable:
+def _token_table(take: "_Taker") -> TokenTable | CodedTable:
+    name = "emb.weight"
     for packing in PACKINGS:
-        packed, scale = take.raw(f"emb.weight.{packing}"), take.raw("emb.weight.scale")
-        if packed is not None:
-            found = None if scale is None else scale.shape
-            _, wanted = packed_shapes("emb.weight", packing, packed.shape, found)
-            return TokenTable(packed, None if scale is None else scale.reshape(wanted))
-    table = take.raw("emb.weight")
+        parts = {ending: take.raw(f"{name}.{ending}") for ending in PARTS[packing]}
+        found = {ending: tensor for ending, tensor in parts.items() if tensor is not None}
+        if packing not in found:
+            continue
+        if packing == "coded":
+            matrix = CodedMatrix.from_tensors(name, found)
+            return CodedTable(matrix, matrix.shape)
+        rows, _ = packed_shape(name, packing, {ending: tensor.shape for ending, tensor in found.items()})
+        return TokenTable(found["int8"], found["scale"].reshape(rows, 1))
+    table = take.raw(name)
     if table is None or table.ndim != 2:
         raise CheckpointError(
-            "no token table: expected emb.weight (V, C), or emb.weight.int8 or .int4 with emb.weight.scale"
+            "no token table: expected emb.weight (V, C), or that packed (see packing.py)"
         )
     return TokenTable(table, None)
 
