@@ -21,6 +21,7 @@ from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.finish import BLENDED_WHITENING, TRAINED_WHITENING, blend, mix, whiten
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.model import Bag, RWKV7Embedder
+from rwkv_embed.training.quantize import quantize
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 
@@ -28,6 +29,7 @@ RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARIT
 CAP = 12_000  # texts of a language that are counted for the vocabulary
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
 NETWORK_HIDDEN = 768
+SHIPPED_WIDTH = 512  # 384 trained numbers, and what more tells words apart
 # No stage draws what another has learned; resumed at step n, a stage draws with its seed + n.
 NETWORK_SEED, BAG_SEED, BLOCKS_SEED = 0, 1_000_000, 2_000_000
 ONE_LAYER_FFN = 64  # nothing is asked of the channel mixing of a bag
@@ -71,7 +73,7 @@ def main() -> None:
 
     bag = Bag(torch.from_numpy(chosen.vectors), torch.from_numpy(chosen.importance))
     network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
-    rows = TokenTable(bag.emb, network)
+    rows = TokenTable(bag.emb, network, wide_steps=True)
     schedule = loop.Schedule(rate=2e-3, table_rate=2e-3, minutes=options.network_minutes)
     network_log = loop.append_json(work / "network.jsonl")
     loop.train(bag, rows, sources, schedule, work / "network.pt", network_log, NETWORK_SEED)
@@ -81,17 +83,21 @@ def main() -> None:
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
     counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
-    bag = blend(bag, rows.weight, torch.from_numpy(chosen.read), torch.from_numpy(counted))
+    trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
+    bag = blend(bag, trained, torch.from_numpy(chosen.read), torch.from_numpy(counted), SHIPPED_WIDTH)
+    table = quantize(bag.emb.detach().numpy())
+    bag.emb.data = torch.from_numpy(table.rows())
     rows = TokenTable(bag.emb)
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources), BLENDED_WHITENING)
 
-    n_ffn = 4 * WIDTH if options.layers > 1 else ONE_LAYER_FFN
+    n_ffn = 4 * SHIPPED_WIDTH if options.layers > 1 else ONE_LAYER_FFN
     model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, n_ffn)
     if options.layers > 1:
         schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
         blocks_log = loop.append_json(work / "rwkv.jsonl")
         loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)
-    export.export(model, rows.weight, work / "model.safetensors")
+        table = quantize(rows.weight.numpy())
+    export.export(model, table, work / "model.safetensors")
 
 
 @torch.no_grad()

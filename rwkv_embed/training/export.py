@@ -1,9 +1,8 @@
-"""Packs a trained embedder for shipping: token table in 4 bits, the rest in float16, EmbeddingRWKV's names.
+"""Packs a trained embedder for shipping: the table coded (coding.py), the rest in float16, EmbeddingRWKV's names.
 
-rwkv.emb.weight.int4   (V, C/2) uint8: columns 2j and 2j+1 in the low and high four bits, each plus 8
-rwkv.emb.weight.scale  (V, C/32) float16: one scale for 32 columns
-rwkv.*                 the official RWKV-7 tensors
-head.retr_head.*       the head; cls and sts would be copies
+rwkv.emb.weight.*   the table's symbols and what they stand for
+rwkv.*              the official RWKV-7 tensors
+head.retr_head.*    the head; cls and sts would be copies
 """
 
 from pathlib import Path
@@ -12,21 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from torch import Tensor
 
-from rwkv_embed.packing import GROUP, LEVELS, pack_int4
-from rwkv_embed.training.model import RWKV7Embedder, importance_reach
-
-# Steps of a row of unit size. A value takes 2.7 or 2.3 bits in the wheel then, and training gets used to it.
-FREQUENT, FREQUENT_STEP = 100_000, 0.65  # tokens are numbered by use
-RARE_STEP = 1.05
-
-
-def shipped_steps(tokens: NDArray[np.int64], C: int) -> NDArray[np.float32]:
-    """(n, C/32) steps of the tokens' packed rows; the last group holds the importance, which reaches further."""
-    steps = np.where(tokens < FREQUENT, FREQUENT_STEP, RARE_STEP)[:, None].repeat(C // GROUP, axis=1)
-    steps[:, -1] = importance_reach(C) / LEVELS
-    return steps.astype(np.float16).astype(np.float32)
+from rwkv_embed import coding
+from rwkv_embed.training.model import RWKV7Embedder
+from rwkv_embed.training.quantize import Quantized
 
 
 def official_name(name: str) -> str:
@@ -39,11 +27,18 @@ def stored_name(name: str) -> str:
     return official_name(name) if name.startswith("head.") else f"rwkv.{name}"
 
 
-def export(model: RWKV7Embedder, table: Tensor, path: Path) -> None:
-    """Write the checkpoint; the rows of the table are normalised first, which `ln0` would do anyway."""
-    rows = table / table.pow(2).mean(1, keepdim=True).sqrt()
-    packed, scale = pack_int4(rows.numpy(), shipped_steps(np.arange(len(rows)), rows.shape[1]))
-    tensors: dict[str, NDArray[Any]] = {"rwkv.emb.weight.int4": packed, "rwkv.emb.weight.scale": scale}
+def export(model: RWKV7Embedder, table: Quantized, path: Path) -> None:
+    """Write the checkpoint."""
+    counts = coding.frequencies(table.symbols, table.classes, table.groups)
+    coded, starts = coding.encode(table.symbols, table.classes, table.groups, counts)
+    tensors: dict[str, NDArray[Any]] = {
+        "rwkv.emb.weight.coded": coded,
+        "rwkv.emb.weight.starts": starts,
+        "rwkv.emb.weight.classes": table.classes,
+        "rwkv.emb.weight.groups": table.groups,
+        "rwkv.emb.weight.counts": counts,
+        "rwkv.emb.weight.values": table.values,
+    }
     for name, values in model.state_dict().items():
         tensors[stored_name(name)] = values.numpy().astype(np.float16)
     save_file(tensors, path, metadata={"format": "rwkv-embed", "version": "7"})

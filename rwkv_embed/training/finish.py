@@ -5,11 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.loss import DIMENSIONS
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
 TRAINED_WHITENING, BLENDED_WHITENING = 0.35, 0.25
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
+SHORTEST = DIMENSIONS[0]
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 
 
@@ -32,15 +34,17 @@ def blend(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Ba
     """A wider bag whose rows hold the trained ones (V, C) and what the teacher reads tokens with.
 
     `read` (V, any) tells the words of a language apart, where the trained numbers look for meaning alone. Both are
-    laid side by side, as the head's norm weighs them, and the `width` - 1 strongest axes of that are kept, `usage`
-    (V,) counting the tokens; the last one carries the importance. The head is turned along.
+    laid side by side, as the head's norm weighs them. The first trained numbers stay, which were trained to be a
+    vector by themselves; of the others the strongest axes are kept, `usage` (V,) counting the tokens; the last
+    number carries the importance. The head is turned along.
     """
     C, own, kept = rows.shape[1], rows.shape[1] - 1, width - 1
     weight = bag.head.norm.weight.detach()[:own]
     weight = weight / weight.square().mean().sqrt()
     trained = F.normalize(F.normalize(rows[:, :own], dim=1) * weight, dim=1)
     both = torch.cat([trained, F.normalize(read, dim=1) * READ_SHARE], 1)
-    axes = torch.from_numpy(principal_axes(both.numpy(), 0.0, usage.numpy()))[:, :kept]
+    others = torch.from_numpy(principal_axes(both[:, SHORTEST:].numpy(), 0.0, usage.numpy()))
+    axes = torch.block_diag(torch.eye(SHORTEST), others)[:, :kept]
     blended = Bag(torch.cat([both @ axes, rows.new_zeros(len(rows), 1)], 1), importance_of(bag, rows))
     old, new = bag.head, blended.head
     with torch.no_grad():

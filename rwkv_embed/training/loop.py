@@ -18,13 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rwkv_embed.packing import GROUP
 from rwkv_embed.training.contrast import Drawn, Pairs, Rows
 from rwkv_embed.training.data import Sampler, Texts, pack
-from rwkv_embed.training.export import shipped_steps
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
-from rwkv_embed.training.table import TokenTable, rounded
+from rwkv_embed.training.table import TokenTable
 
 EOS = 0
 WARM_UP_STEPS = 60
@@ -72,8 +70,7 @@ def encode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct tokens of the batch, their rows (which get the gradient), and the texts' vectors (B, C)."""
     distinct, rows, index = table.gather(packed)
-    steps = torch.from_numpy(shipped_steps(distinct.numpy(), rows.shape[1])).repeat_interleave(GROUP, dim=1)
-    return distinct, rows, module(rounded(table.moved(distinct, rows), steps), index, starts)
+    return distinct, rows, module(table.read(distinct, rows), index, starts)
 
 
 class Objective:

@@ -38,6 +38,16 @@ class Head(nn.Module):
         return out
 
 
+def spread(C: int) -> Tensor:
+    """An orthogonal matrix (C, C) that gives every head a share of every axis, of few different numbers: a Hadamard
+    matrix as far as C is a power of two."""
+    signs = torch.ones(1, 1)
+    while C % (2 * len(signs)) == 0:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    rest = torch.linalg.qr(torch.randn(C // len(signs), C // len(signs))).Q
+    return torch.kron(rest.contiguous(), signs) / math.sqrt(len(signs))
+
+
 def importance_reach(C: int) -> float:
     """How far ln0(emb) goes on the last axis for the most and for the least important token."""
     return math.sqrt(C) * SPREAD / math.sqrt(1 + SPREAD**2)
@@ -65,7 +75,7 @@ class Bag(nn.Module):
         axis[-1] = 1.0
         self.register_buffer("bias", axis * reach)
         self.register_buffer("weight", axis.repeat(C // N, 1) * FIRM**2 / (2 * reach))
-        mix = torch.linalg.qr(torch.randn(C, C)).Q
+        mix = spread(C)
         self.register_buffer("value", mix * (1 - axis) * FIRM)
         self.register_buffer("output", mix.T.contiguous() * FIRM)
         self.ln_x, self.ln_out = nn.GroupNorm(C // N, C, eps=LN_X_EPS), nn.LayerNorm(C)

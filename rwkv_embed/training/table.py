@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_embed.packing import LEVELS
+from rwkv_embed.training.model import importance_reach
 
 FOLDED_AT_ONCE = 8_192  # rows
+# A table is trained in wide steps: read without rounding it has lower scores (docs/log.md).
+FREQUENT, FREQUENT_STEP = 100_000, 0.7  # tokens are numbered by use
+RARE_STEP = 1.1
+REACH = 7  # steps on either side of zero
 
 
 class TokenNetwork(nn.Module):
@@ -38,12 +42,16 @@ class TokenNetwork(nn.Module):
 
 
 class TokenTable:
-    """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used)."""
+    """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used).
+
+    `wide_steps`: texts read its rows rounded.
+    """
 
     def __init__(
-        self, weight: Tensor, network: TokenNetwork | None = None, beta1: float = 0.9, beta2: float = 0.98
-    ) -> None:
-        self.weight, self.network = weight.detach().clone(), network
+        self, weight: Tensor, network: TokenNetwork | None = None, wide_steps: bool = False,
+        beta1: float = 0.9, beta2: float = 0.98,
+    ) -> None:  # fmt: skip
+        self.weight, self.network, self.wide_steps = weight.detach().clone(), network, wide_steps
         self.mean, self.square = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.steps = torch.zeros(len(weight))
         self.beta1, self.beta2 = beta1, beta2
@@ -65,6 +73,11 @@ class TokenTable:
         """`rows` (U, C) of `tokens` (U,) as the network moves them."""
         return rows if self.network is None else self.network(tokens, rows)
 
+    def read(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """`rows` (U, C) of `tokens` (U,) as texts read them."""
+        moved = self.moved(tokens, rows)
+        return rounded(moved, training_steps(tokens, rows.shape[1])) if self.wide_steps else moved
+
     @torch.no_grad()
     def folded(self) -> "TokenTable":
         """A table without a network whose rows are this one's, moved; its moments are fresh.
@@ -73,7 +86,7 @@ class TokenTable:
         """
         tokens = torch.arange(len(self.weight)).split(FOLDED_AT_ONCE)
         rows = [F.normalize(self.moved(part, self.weight[part]), dim=1) for part in tokens]
-        return TokenTable(torch.cat(rows))
+        return TokenTable(torch.cat(rows), wide_steps=self.wide_steps)
 
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""
@@ -96,8 +109,15 @@ def of_unit_size(rows: Tensor) -> Tensor:
     return rows / rows.square().mean(1, keepdim=True).sqrt()
 
 
+def training_steps(tokens: Tensor, C: int) -> Tensor:
+    """(n, C) the steps of tokens (n,), for rows of unit size; the last column, the importance, reaches further."""
+    steps = torch.where(tokens < FREQUENT, FREQUENT_STEP, RARE_STEP)[:, None].repeat(1, C)
+    steps[:, -1] = importance_reach(C) / REACH
+    return steps
+
+
 def rounded(rows: Tensor, steps: Tensor) -> Tensor:
-    """Rows of unit size as they will be shipped, in whole `steps` (n, C); the gradient passes straight through."""
+    """Rows of unit size in whole `steps` (n, C); the gradient passes straight through."""
     unit = of_unit_size(rows)
-    codes = (unit / steps).round().clamp(-LEVELS, LEVELS)
+    codes = (unit / steps).round().clamp(-REACH, REACH)
     return unit + (codes * steps - unit).detach()
