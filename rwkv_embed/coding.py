@@ -67,8 +67,8 @@ class CodedMatrix:
             np.require(tensors[ending], dtype, ["C", "A"]) for ending, dtype in DTYPES.items()
         )
         return cls(
-            words=np.require(coded.view("<u2"), np.uint16, ["C", "A"]), starts=starts, classes=classes, groups=groups,
-            counts=counts, values=values, first=_first(counts), symbol_of=_symbol_of(counts),
+            words=np.require(coded.view("<u2"), np.uint16, ["C", "A"]), starts=starts, classes=classes,
+            groups=groups, counts=counts, values=values, first=_first(counts), symbol_of=_symbol_of(counts),
         )  # fmt: skip
 
     @property
