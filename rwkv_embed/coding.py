@@ -94,14 +94,17 @@ class CodedMatrix:
 
         everywhere = np.arange(len(blocks))
         states = [next_words(everywhere) << 16 | next_words(everywhere) for _ in range(_LANES)]
-        classes = self.classes[np.minimum(blocks[:, None] * BLOCK + np.arange(BLOCK), rows - 1)]
+        counts, first, symbol_of = self.counts.ravel(), self.first.ravel(), self.symbol_of.ravel()
+        classes = self.classes[np.minimum(blocks * BLOCK + np.arange(BLOCK)[:, None], rows - 1)]
+        tables = classes.astype(np.int64) * self.counts.shape[1]
         symbols = np.empty((BLOCK, columns, len(blocks)), np.uint8)
         for i in range(BLOCK * columns):
             row, column = divmod(i, columns)
-            class_, group, x = classes[:, row], self.groups[column], states[i % _LANES]
+            table, x = tables[row] + self.groups[column], states[i % _LANES]
             slot = x & (_TOTAL - 1)
-            symbol = self.symbol_of[class_, group, slot]
-            x[:] = self.counts[class_, group, symbol] * (x >> _BITS) + slot - self.first[class_, group, symbol]
+            symbol = symbol_of[table * _TOTAL + slot]
+            at_symbol = table * SYMBOLS + symbol
+            x[:] = counts[at_symbol] * (x >> _BITS) + slot - first[at_symbol]
             low = np.flatnonzero(x < _LOWEST)
             x[low] = x[low] << 16 | next_words(low)
             symbols[row, column] = symbol
