@@ -7,8 +7,9 @@
     X.counts   (classes, groups, 64) uint16    how often each symbol comes, of 4096
     X.values   (classes, groups, 64) float32   what each symbol stands for
 
-A value is `values[class of its row, group of its column, symbol]`. A block is decoded by itself, so that a text
-needs only the blocks of its tokens; the last one may have fewer rows.
+A value is `values[class of its row, group of its column, symbol]`; where every 16 columns from the first on have
+one group, a row is looked up fastest. A block is decoded by itself, so that a text needs only the blocks of its
+tokens; the last one may have fewer rows.
 
 The symbols of a block are coded row by row with asymmetric numeral systems (Duda 2013, arXiv:1311.2540), in the
 variant with 16-bit words that Giesen's `ryg_rans` made known. A state x is in 2^16 ... 2^32 - 1 between symbols:

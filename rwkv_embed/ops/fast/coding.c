@@ -70,7 +70,7 @@ INLINE void look_up_row(const Coded *m, int together, const float *values, const
     }
 }
 
-/* out (T, C) = rows `tokens`. Threads may meet in a block: they write the same symbols there, and the flag after them. */
+/* out (T, C) = rows `tokens`. Threads may meet in a block: each writes the same symbols there, and then the flag. */
 EXPORT void rwkv_coded_rows(int64_t T, const int64_t *tokens, const Coded *m, float *out) {
     enum { AHEAD = 8, LINE = 64 };
     for (int64_t t = 0; t < T; t++, out += m->columns) {
