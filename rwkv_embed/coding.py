@@ -7,8 +7,9 @@
     X.counts   (classes, groups, 64) uint16    how often each symbol comes, of 4096
     X.values   (classes, groups, 64) float32   what each symbol stands for
 
-A value is `values[class of its row, group of its column, symbol]`. A block is decoded by itself, so that a text
-needs only the blocks of its tokens; the last one may have fewer rows.
+A value is `values[class of its row, group of its column, symbol]`; where every 16 columns from the first on have
+one group, a row is looked up fastest. A block is decoded by itself, so that a text needs only the blocks of its
+tokens; the last one may have fewer rows.
 
 The symbols of a block are coded row by row with asymmetric numeral systems (Duda 2013, arXiv:1311.2540), in the
 variant with 16-bit words that Giesen's `ryg_rans` made known. A state x is in 2^16 ... 2^32 - 1 between symbols:
@@ -67,8 +68,8 @@ class CodedMatrix:
             np.require(tensors[ending], dtype, ["C", "A"]) for ending, dtype in DTYPES.items()
         )
         return cls(
-            words=np.require(coded.view("<u2"), np.uint16, ["C", "A"]), starts=starts, classes=classes, groups=groups,
-            counts=counts, values=values, first=_first(counts), symbol_of=_symbol_of(counts),
+            words=np.require(coded.view("<u2"), np.uint16, ["C", "A"]), starts=starts, classes=classes,
+            groups=groups, counts=counts, values=values, first=_first(counts), symbol_of=_symbol_of(counts),
         )  # fmt: skip
 
     @property
@@ -94,14 +95,17 @@ class CodedMatrix:
 
         everywhere = np.arange(len(blocks))
         states = [next_words(everywhere) << 16 | next_words(everywhere) for _ in range(_LANES)]
-        classes = self.classes[np.minimum(blocks[:, None] * BLOCK + np.arange(BLOCK), rows - 1)]
+        counts, first, symbol_of = self.counts.ravel(), self.first.ravel(), self.symbol_of.ravel()
+        classes = self.classes[np.minimum(blocks * BLOCK + np.arange(BLOCK)[:, None], rows - 1)]
+        tables = classes.astype(np.int64) * self.counts.shape[1]
         symbols = np.empty((BLOCK, columns, len(blocks)), np.uint8)
         for i in range(BLOCK * columns):
             row, column = divmod(i, columns)
-            class_, group, x = classes[:, row], self.groups[column], states[i % _LANES]
+            table, x = tables[row] + self.groups[column], states[i % _LANES]
             slot = x & (_TOTAL - 1)
-            symbol = self.symbol_of[class_, group, slot]
-            x[:] = self.counts[class_, group, symbol] * (x >> _BITS) + slot - self.first[class_, group, symbol]
+            symbol = symbol_of[table * _TOTAL + slot]
+            at_symbol = table * SYMBOLS + symbol
+            x[:] = counts[at_symbol] * (x >> _BITS) + slot - first[at_symbol]
             low = np.flatnonzero(x < _LOWEST)
             x[low] = x[low] << 16 | next_words(low)
             symbols[row, column] = symbol

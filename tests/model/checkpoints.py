@@ -4,10 +4,14 @@ ones.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_embed.coding import encode, frequencies
 from rwkv_embed.config import Version
 
 VERSIONS: tuple[Version, ...] = ("4", "5.0", "5.1", "5.2", "6", "7")
@@ -128,3 +132,17 @@ def save(path: Path, tensors: dict[str, Tensor]) -> Path:
     else:
         torch.save(tensors, path)
     return path
+
+
+def coded(table: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+    """A table rounded to few values and coded: its tensors by their endings, and the rounded table."""
+    rows, columns = table.shape
+    classes, groups = (np.arange(rows) % 2).astype(np.uint8), (np.arange(columns) * 3 // columns).astype(np.uint8)
+    step = np.abs(table).max() / np.array([7, 20], np.float32)
+    symbols = np.rint(table / step[classes, None] + 32).astype(np.uint8)
+    counts = frequencies(symbols, classes, groups)
+    values = np.tile(step[:, None, None] * np.arange(-32, 32, dtype=np.float32), (1, 3, 1))
+    stream, starts = encode(symbols, classes, groups, counts)
+    tensors = {"coded": stream, "starts": starts, "classes": classes, "groups": groups}
+    tensors |= {"counts": counts, "values": values}
+    return tensors, values[classes[:, None], groups, symbols]

@@ -14,7 +14,6 @@ from rwkv_embed.config import Version
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import resolve
 from rwkv_embed.models import load_model
-from rwkv_embed.packing import pack_int4
 
 SHAPE = ck.SHAPES[0]
 TOKENS = list(range(30))
@@ -80,11 +79,11 @@ def test_convert_to_int8_is_what_int8_loads(tmp_path: Path) -> None:
     torch.testing.assert_close(packed.forward(TOKENS)[0], wide, atol=1e-4, rtol=0)
 
 
-def test_convert_of_a_four_bit_table(tmp_path: Path) -> None:
+def test_convert_of_a_coded_table(tmp_path: Path) -> None:
     """None keeps it, int8 packs it again, a float type unpacks it; all three give the same model."""
     tensors = {name: t.half() for name, t in ck.weights("7", ck.SHAPES[1]).items()}
-    packed, scale = pack_int4(tensors.pop("emb.weight").float().numpy())
-    tensors |= {"emb.weight.int4": torch.from_numpy(packed), "emb.weight.scale": torch.from_numpy(scale)}
+    parts, _ = ck.coded(tensors.pop("emb.weight").float().numpy())
+    tensors |= {f"emb.weight.{ending}": torch.from_numpy(part) for ending, part in parts.items()}
     source = ck.save(tmp_path / "in.safetensors", tensors)
     expected = load_model(source).forward(TOKENS)[0]
 
@@ -92,8 +91,8 @@ def test_convert_of_a_four_bit_table(tmp_path: Path) -> None:
     assert (kept.dtypes, kept.stored_bytes) == (describe(source).dtypes, describe(source).stored_bytes)
     assert torch.equal(load_model(tmp_path / "kept.safetensors").forward(TOKENS)[0], expected)
     with safe_open(tmp_path / "kept.safetensors", "np") as file:
-        assert np.array_equal(file.get_tensor("emb.weight.int4"), packed)
-        assert np.array_equal(file.get_tensor("emb.weight.scale"), scale)
+        for ending, part in parts.items():
+            assert np.array_equal(file.get_tensor(f"emb.weight.{ending}"), part)
 
     unpacked = convert(source, tmp_path / "unpacked.safetensors", "float32")
     assert set(unpacked.dtypes) == {"F32"}

@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from functools import cache
 
+import checkpoints as ck
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.contenders import random_rwkv7
+from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
 from rwkv_embed.hub import resolve
 from rwkv_embed.ops.fast import FastRWKV7
@@ -19,7 +21,6 @@ from rwkv_embed.ops.fast.kernels import Gates, Norm, Products
 from rwkv_embed.ops.fast.model import _pack
 from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.ops.fast.weights import read_safetensors
-from rwkv_embed.packing import pack_int4, unpack_int4
 
 TOLERANCE = 1e-4
 DTYPES = ["float32", "bfloat16", "int8"]
@@ -441,13 +442,20 @@ def test_ends_of_texts_are_the_references(variant, kernels):
         assert state.shape == array.shape
 
 
+def rows_of_coded(stored, tokens):
+    """The vectors of some tokens of the bundled model, by way of the NumPy decoder."""
+    parts = {name.rpartition(".")[2]: stored[name] for name in stored if name.startswith("rwkv.emb.weight.")}
+    matrix = CodedMatrix.from_tensors("emb.weight", parts)
+    symbols = matrix.decode_blocks(tokens // BLOCK)[np.arange(len(tokens)), tokens % BLOCK]
+    return matrix.rows(tokens, symbols)
+
+
 def test_the_bundled_model_is_the_reference():
     """All that it switches off is skipped; hidden states of texts from one token to several pieces."""
     stored = read_safetensors(resolve(None).weights)
     tokens = np.random.default_rng(8).integers(0, 250_000, 600)
-    table = unpack_int4(stored["rwkv.emb.weight.int4"][tokens], stored["rwkv.emb.weight.scale"][tokens])
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("rwkv.emb.")}
-    tensors["rwkv.emb.weight"] = table
+    tensors["rwkv.emb.weight"] = rows_of_coded(stored, tokens)
     numbers = np.arange(600)
     texts = [numbers[:1], numbers[:2], numbers[3:60], numbers]
     hidden, _ = FastRWKV7(stored).hidden([tokens[text] for text in texts], return_states=False)
@@ -484,11 +492,11 @@ def test_packed_tables_are_read_row_by_row():
     np.testing.assert_array_equal(hidden, expected)
 
 
-def test_four_bit_tables_are_read_row_by_row(model):
+def test_coded_tables_are_read_row_by_row(model):
     tensors = dict(TENSORS)
-    packed, scale = pack_int4(tensors.pop("rwkv.emb.weight"))
-    tensors["rwkv.emb.weight.int4"], tensors["rwkv.emb.weight.scale"] = packed, scale
-    plain = {**TENSORS, "rwkv.emb.weight": unpack_int4(packed, scale)}
+    parts, rounded = ck.coded(tensors.pop("rwkv.emb.weight"))
+    tensors |= {f"rwkv.emb.weight.{ending}": part for ending, part in parts.items()}
+    plain = {**TENSORS, "rwkv.emb.weight": rounded}
     hidden, expected = (build(model.kernels.name, either).hidden(TEXTS)[0] for either in (tensors, plain))
     np.testing.assert_array_equal(hidden, expected)
 

@@ -8,9 +8,6 @@ import checkpoints as ck
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from rwkv_embed.catalogue import convert, describe
@@ -20,12 +17,11 @@ from rwkv_embed.errors import CheckpointError
 from rwkv_embed.models import load_model
 from rwkv_embed.models.weights import quantize_rows
 from rwkv_embed.ops.fast import FastRWKV7
-from rwkv_embed.packing import PACKINGS, Packing, pack_int4, packed_shapes, unpack_int4
+from rwkv_embed.packing import PACKINGS, Packing
 from rwkv_embed.rerank import StateScorer
 
 SHAPE = ck.SHAPES[2]
 TOKENS = list(range(3, 43))
-WEIGHTS = st.floats(-100, 100, width=32)
 
 
 def transformers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -230,11 +226,12 @@ def packed_tensors(packing: Packing) -> tuple[dict[str, Tensor], dict[str, Tenso
     if packing == "int8":
         values, scale = quantize_rows(table)
         plain = values.float() * scale
+        parts = {"int8": values, "scale": scale}
     else:
-        packed, scales = pack_int4(table.numpy())
-        values, scale = torch.from_numpy(packed), torch.from_numpy(scales)
-        plain = torch.from_numpy(unpack_int4(packed, scales))
-    own = {f"rwkv.emb.weight.{packing}": values, "rwkv.emb.weight.scale": scale}
+        arrays, rounded = ck.coded(table.numpy())
+        parts = {ending: torch.from_numpy(array) for ending, array in arrays.items()}
+        plain = torch.from_numpy(rounded)
+    own = {f"rwkv.emb.weight.{ending}": part for ending, part in parts.items()}
     return tensors | own, tensors | {"rwkv.emb.weight": plain}
 
 
@@ -248,18 +245,15 @@ def test_packed_tables_are_unpacked_by_every_loader(tmp_path: Path, packing: Pac
     fast = FastRWKV7.from_file(path).hidden([TOKENS])[0]
     np.testing.assert_allclose(fast, expected.numpy(), atol=1e-4)
     info = describe(path)
-    stored = packed[f"rwkv.emb.weight.{packing}"].nbytes + packed["rwkv.emb.weight.scale"].nbytes
-    assert info.dtypes["I4" if packing == "int4" else "I8"] == 256 * 128
+    stored = sum(tensor.nbytes for name, tensor in packed.items() if name.startswith("rwkv.emb.weight."))
+    assert info.dtypes["coded" if packing == "coded" else "I8"] == 256 * 128
     assert info.parameters == describe(tmp_path / "plain.pth").parameters
     assert info.stored_bytes == describe(tmp_path / "plain.pth").stored_bytes - 256 * 128 * 4 + stored
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_scales_that_do_not_fit_are_refused_by_every_loader(tmp_path: Path, packing: Packing) -> None:
-    tensors, _ = packed_tensors(packing)
-    stored = r"\(256, 128\)" if packing == "int8" else r"\(256, 64\)"
-    wanted = r"\(256, 1\)" if packing == "int8" else r"\(256, 4\)"
-    needs = rf"emb\.weight\.{packing} {stored} needs emb\.weight\.scale of shape {wanted}, "
+def test_scales_that_do_not_fit_are_refused_by_every_loader(tmp_path: Path) -> None:
+    tensors, _ = packed_tensors("int8")
+    needs = r"emb\.weight\.int8 \(256, 128\) needs emb\.weight\.scale of shape \(256, 1\), "
     wrong = tensors | {"rwkv.emb.weight.scale": torch.ones(256, 7)}
     missing = {name: tensor for name, tensor in tensors.items() if name != "rwkv.emb.weight.scale"}
     for changed, found in ((wrong, r"not \(256, 7\)"), (missing, "but it is missing")):
@@ -269,28 +263,29 @@ def test_scales_that_do_not_fit_are_refused_by_every_loader(tmp_path: Path, pack
             FastRWKV7.from_file(tmp_path / "changed.safetensors")
 
 
-def test_four_bits_that_are_not_a_whole_matrix_are_refused(tmp_path: Path) -> None:
-    tensors, _ = packed_tensors("int4")
-    narrow = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"][:, :20].contiguous()}
-    with pytest.raises(CheckpointError, match="int4 has 40 columns, expected a multiple of 32"):
-        load_model(ck.save(tmp_path / "model.pth", narrow))
-    flat = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"].flatten()}
-    with pytest.raises(CheckpointError, match=r"int4 has shape \(16384,\), expected two dimensions"):
-        load_model(ck.save(tmp_path / "model.pth", flat))
-    signed = tensors | {"rwkv.emb.weight.int4": tensors["rwkv.emb.weight.int4"].view(torch.int8)}
-    with pytest.raises(CheckpointError, match=r"emb\.weight\.int4 is stored as I8, expected one of U8"):
+def test_coded_tables_that_are_damaged_are_refused_by_every_loader(tmp_path: Path) -> None:
+    tensors, _ = packed_tensors("coded")
+    name = "rwkv.emb.weight"
+    lacking = {key: tensor for key, tensor in tensors.items() if key != f"{name}.groups"}
+    cases = [
+        (lacking, r"emb\.weight\.groups is missing"),
+        (
+            tensors | {f"{name}.starts": tensors[f"{name}.starts"][1:].clone()},
+            r"emb\.weight\.starts has shape \(16,\), expected \(17,\)",
+        ),
+        (
+            tensors | {f"{name}.values": torch.full((2, 3, 64), torch.nan)},
+            r"emb\.weight\.values has NaN or infinite values",
+        ),
+    ]
+    for damaged, message in cases:
+        with pytest.raises(CheckpointError, match=rf"damaged\.safetensors: .*{message}"):
+            load_model(ck.save(tmp_path / "damaged.safetensors", damaged))
+        with pytest.raises(CheckpointError, match=message):
+            FastRWKV7.from_file(tmp_path / "damaged.safetensors")
+    signed = tensors | {f"{name}.coded": tensors[f"{name}.coded"].view(torch.int8)}
+    with pytest.raises(CheckpointError, match=r"emb\.weight\.coded is stored as I8, expected one of U8"):
         load_model(ck.save(tmp_path / "model.pth", signed))
-
-
-@settings(deadline=None)
-@given(arrays(np.float32, st.tuples(st.integers(0, 4), st.sampled_from([32, 64, 384])), elements=WEIGHTS))
-def test_four_bits_are_within_half_a_step(table: np.ndarray) -> None:
-    packed, scale = pack_int4(table)
-    assert (packed.dtype, packed.shape) == (np.uint8, (len(table), table.shape[1] // 2))
-    assert packed_shapes("x", "int4", packed.shape, scale.shape)[0] == table.shape
-    step = np.repeat(scale.astype(np.float32), 32, axis=1)
-    # The scale is rounded to float16, so the largest value of a group may be 7 steps and a little more.
-    assert (np.abs(unpack_int4(packed, scale) - table) <= 0.51 * step + 1e-6).all()
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.02), ("int8", 0.1)])

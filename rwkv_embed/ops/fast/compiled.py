@@ -38,7 +38,7 @@ class _CodedPointers(ctypes.Structure):
         *_pointers(
             "words", "starts", "classes", "groups", "counts", "first", "symbol_of", "values", "symbols", "decoded"
         ),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "n_groups")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "n_groups", "in_panels")),
     ]  # fmt: skip
 
 
@@ -143,11 +143,13 @@ class CompiledKernels:
 
     def pack_coded(self, matrix: CodedMatrix) -> _PackedCoded:
         m, blocks = matrix, DecodedBlocks.none_of(matrix)
+        first_of_panel = np.arange(len(m.groups)) // PANEL * PANEL
+        in_panels = len(m.groups) % PANEL == 0 and np.array_equal(m.groups, m.groups[first_of_panel])
         arrays: tuple[NDArray, ...] = (
             m.words, m.starts, m.classes, m.groups, m.counts, m.first, m.symbol_of, m.values,
             blocks.symbols, blocks.decoded,
         )  # fmt: skip
-        return _PackedCoded(blocks, _CodedPointers(*map(_at, arrays), *m.shape, m.counts.shape[1]))
+        return _PackedCoded(blocks, _CodedPointers(*map(_at, arrays), *m.shape, m.counts.shape[1], in_panels))
 
     def coded_rows(self, tokens: Index, packed: _PackedCoded, out: Array) -> None:
         self._coded_rows(len(tokens), _at(tokens), ctypes.addressof(packed.pointers), _at(out))
