@@ -39,8 +39,8 @@ class Head(nn.Module):
 
 
 def spread(C: int) -> Tensor:
-    """An orthogonal matrix (C, C) that gives every head a share of every axis, of few different numbers: a Hadamard
-    matrix as far as C is a power of two."""
+    """An orthogonal matrix (C, C) that gives every head a share of every axis, made of few different numbers: a
+    Hadamard matrix as far as C is a power of two."""
     signs = torch.ones(1, 1)
     while C % (2 * len(signs)) == 0:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])

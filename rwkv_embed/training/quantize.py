@@ -1,8 +1,8 @@
 """The trained token table in few different values, as it is shipped (coding.py): about 1.8 bits a value.
 
 A row's step grows with its rank by use, since a frequent token is in more texts than a rare one: for one size of
-file, NTREX is 0.02 higher than with one step for all rows. Neighbouring
-columns share their statistics. Figures: docs/log.md, 2026-11-26.
+file, NTREX is 0.02 higher than with one step for all rows. Neighbouring columns share their statistics. Figures:
+docs/log.md, 2026-11-26.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed.coding import SYMBOLS
-from rwkv_embed.training.model import importance_reach
 
 FIRST_RANK = 257  # the token before the first piece; those up to it, EOS and bytes, have the finest step
-RANK, STEP, POWER = 1000, 0.255, 0.3  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
+RANK, STEP, POWER = 1000, 0.262, 0.3  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
 LEAST, RATIO = 0.25, 1.12  # ... rounded to LEAST * RATIO ** class
 ROUNDED_DOWN = 0.56  # of a step: zeros and small symbols are cheap
-GROUPS = 24
+GROUP = 32  # columns
 REACH = SYMBOLS // 2 - 1  # steps on either side of zero
 
 
@@ -40,27 +39,24 @@ class Quantized:
 
 
 def quantize(table: NDArray[np.float32]) -> Quantized:
-    """`table` (V, C), tokens numbered by use, the importance in the last column; rows of any length."""
+    """`table` (V, C), tokens numbered by use; rows of any length."""
     V, C = table.shape
     unit = table / np.sqrt(np.square(table).mean(1, keepdims=True))
     ranks = np.maximum(np.arange(V) - FIRST_RANK, 1)
     steps = STEP * (ranks / RANK) ** POWER
     classes = np.maximum(np.rint(np.log(steps / LEAST) / np.log(RATIO)), 0).astype(np.uint8)
     steps = (LEAST * RATIO**classes).astype(np.float32)
-    groups = np.append(np.arange(C - 1) * GROUPS // (C - 1), GROUPS).astype(np.uint8)
-    symbols = np.empty((V, C), np.uint8)
-    values = np.zeros((int(classes.max()) + 1, GROUPS + 1, SYMBOLS), np.float32)
-    for group in range(GROUPS + 1):
+    groups = (np.arange(C) // GROUP).astype(np.uint8)
+    scaled = unit / steps[:, None]
+    nearest = np.sign(scaled) * np.floor(np.abs(scaled) + 1 - ROUNDED_DOWN)
+    symbols = (np.clip(nearest, -REACH, REACH) + REACH).astype(np.uint8)
+    shape = int(classes.max()) + 1, int(groups.max()) + 1, SYMBOLS
+    values = np.zeros(shape, np.float32)
+    for group in range(shape[1]):
         columns = groups == group
-        part = unit[:, columns]
-        if group == GROUPS:
-            nearest = np.rint(part / (importance_reach(C) / REACH))
-        else:
-            scaled = part / steps[:, None]
-            nearest = np.sign(scaled) * np.floor(np.abs(scaled) + 1 - ROUNDED_DOWN)
-        symbols[:, columns] = (np.clip(nearest, -REACH, REACH) + REACH).astype(np.uint8)
         which = (classes[:, None].astype(np.int64) * SYMBOLS + symbols[:, columns]).ravel()
-        size = len(values) * SYMBOLS
-        count, total = np.bincount(which, minlength=size), np.bincount(which, part.ravel(), minlength=size)
+        size = shape[0] * SYMBOLS
+        count = np.bincount(which, minlength=size)
+        total = np.bincount(which, unit[:, columns].ravel(), minlength=size)
         values[:, group] = (total / np.maximum(count, 1)).reshape(-1, SYMBOLS)
     return Quantized(symbols, classes, groups, values)

@@ -274,9 +274,9 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     assert result.exit_code == 0, (result.stderr, result.exception)
     told = json.loads(result.stdout)
     assert (told["output"], told["pairs"], told["validation_queries"]) == (output, 48, 16)
-    before, after = told["before"]["384"]["mrr@10"], told["after"]["384"]["mrr@10"]
+    before, after = told["before"]["512"]["mrr@10"], told["after"]["512"]["mrr@10"]
     assert before < 0.5 and after > before + 0.3, result.stderr
-    assert sorted(told["after"]) == ["128", "256", "384"]
+    assert sorted(told["after"]) == ["128", "256", "384", "512"]
     assert f"epoch {told['best_epoch']}: loss" in result.stderr
 
     assert Int8Ranges.load(Path(output) / RANGES).low.keys() == {128, 256, 384}

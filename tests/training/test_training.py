@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from safetensors.numpy import load_file
 
-from rwkv_embed.packing import GROUP, LEVELS, pack_int4, unpack_int4
+from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training import contrast, finish, languages, loop
 from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.data import Texts
-from rwkv_embed.training.export import shipped_steps
+from rwkv_embed.training.export import export
 from rwkv_embed.training.finish import mix, whiten
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss
-from rwkv_embed.training.model import Bag, Head, RWKV7Embedder, importance_of
-from rwkv_embed.training.table import TokenNetwork, TokenTable, of_unit_size, rounded
+from rwkv_embed.training.model import Bag, Head, RWKV7Embedder, importance_of, importance_reach, spread
+from rwkv_embed.training.quantize import quantize
+from rwkv_embed.training.table import TokenNetwork, TokenTable, of_unit_size, rounded, training_steps
 from rwkv_embed.training.vocabulary import build_tokenizer, by_use
 from rwkv_embed.training.wkv7 import kernel, wkv7, wkv7_reference
 
@@ -197,27 +199,58 @@ def test_principal_axes_are_softened_by_their_deviation() -> None:
     assert np.abs((vectors @ principal_axes(vectors, 0.0, counted))[:2, 2]).max() < 1e-2  # a plane through two
 
 
-def test_int4_packing_keeps_every_value_within_half_a_step() -> None:
-    table = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
-    packed, scale = pack_int4(table)
-    assert packed.shape == (20, 32) and scale.shape == (20, 64 // GROUP)
-    unpacked = unpack_int4(packed, scale)
-    step = np.repeat(np.abs(table.reshape(20, -1, GROUP)).max(-1) / LEVELS, GROUP, axis=1)
-    assert (np.abs(unpacked - table) <= 0.51 * step).all()
-
-
-def test_training_sees_the_rows_that_are_shipped() -> None:
+def test_training_rounds_rows_to_the_steps_of_their_rank_and_its_gradient_does_not_notice() -> None:
     table = torch.randn(20, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    steps = shipped_steps(np.arange(99_990, 100_010), 128)
-    seen = rounded(table, torch.from_numpy(steps).repeat_interleave(GROUP, dim=1))
+    steps = training_steps(torch.arange(99_990, 100_010), 128)
+    assert (steps[:10, :-1] == 0.7).all() and (steps[10:, :-1] == 1.1).all()
+    assert steps[:, -1] == pytest.approx(importance_reach(128) / 7)
+    seen = rounded(table, steps)
     unit = table / table.square().mean(1, keepdim=True).sqrt()
-    packed, scale = pack_int4(unit.detach().numpy(), steps)
-    assert (scale[:10] == scale[0]).all() and (scale[10:] == scale[10]).all()
-    assert len(np.unique(scale)) == 3
-    assert np.abs(unpack_int4(packed, scale) - seen.detach().numpy()).max() < 1e-6
+    codes = seen / steps
+    assert torch.allclose(codes, codes.round(), atol=1e-5) and codes.abs().max() <= 7.0001
+    assert ((seen - unit).abs() <= 0.5001 * steps)[codes.abs() < 6.9].all()
     (seen * torch.arange(128)).sum().backward()
     straight = torch.autograd.grad((unit * torch.arange(128)).sum(), table)[0]
     assert torch.equal(table.grad, straight)
+    wide, plain = (TokenTable(table, wide_steps=wide) for wide in (True, False))
+    tokens = torch.tensor([3, 7])
+    assert torch.equal(plain.read(tokens, table[tokens]), table[tokens])
+    expected = rounded(table[tokens], training_steps(tokens, 128))
+    assert torch.equal(wide.read(tokens, table[tokens]), expected)
+
+
+def test_shipped_rows_have_steps_that_grow_with_their_rank() -> None:
+    table = np.random.default_rng(0).normal(size=(30_000, 64)).astype(np.float32)
+    quantized = quantize(7 * table)
+    unit = table / np.sqrt(np.square(table).mean(1, keepdims=True))
+    assert (np.diff(quantized.classes.astype(int)) >= 0).all()
+    assert quantized.groups.tolist() == [0] * 32 + [1] * 32
+    off = np.abs(quantized.rows() - unit)
+    for rank, step in ((1, 0.25), (1_000, 0.262), (20_000, 0.262 * 20**0.3)):
+        row = off[257 + rank]
+        assert row.max() <= 0.6 * step  # the nearest symbol's mean; a little more than half of a step goes to zero
+        assert row.max() >= 0.4 * step
+    assert np.unique(quantized.symbols[-1]).size < np.unique(quantized.symbols[0]).size
+
+
+def test_the_exported_table_is_the_quantized_one(tmp_path: Path) -> None:
+    bag = small_bag()
+    table = quantize(bag.emb.detach().numpy())
+    export(RWKV7Embedder.from_bag(bag, 0, 1, 64), table, tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    prefix = "rwkv.emb.weight."
+    coded = {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
+    assert np.array_equal(CodedMatrix.from_tensors("emb.weight", coded).decode(), table.rows())
+    assert tensors["head.retr_head.fc1.weight"].dtype == np.float16
+
+
+@pytest.mark.parametrize("channels", [64, 192, 512])
+def test_values_are_spread_over_all_heads(channels: int) -> None:
+    matrix = spread(channels)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(channels), atol=1e-5)
+    shares = matrix.square().view(-1, 64, channels).sum(1)  # of each axis, in each head
+    assert shares == pytest.approx(torch.full_like(shares, 64 / channels), abs=0.02) or channels == 192
+    assert shares.min() > 0.0
 
 
 def test_vocabulary_is_ordered_by_use_and_has_tokens_for_every_text() -> None:
@@ -267,20 +300,22 @@ def likeness(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def test_blended_rows_are_alike_where_both_of_their_sources_are(monkeypatch) -> None:
+    monkeypatch.setattr(finish, "SHORTEST", 64)
     bag, generator = small_bag(), torch.Generator().manual_seed(3)
-    read, usage = torch.randn(50, 24, generator=generator), torch.rand(50, generator=generator)
+    read, usage = torch.randn(50, 64, generator=generator), torch.rand(50, generator=generator)
     rows = bag.emb.detach()
-    both = torch.cat([rows[:, :-1] * bag.head.norm.weight.detach()[:-1], read], 1).split([127, 24], 1)
+    both = torch.cat([rows[:, :-1] * bag.head.norm.weight.detach()[:-1], read], 1).split([127, 64], 1)
     wanted = sum(share**2 * likeness(part) for share, part in zip((1.0, finish.READ_SHARE), both, strict=True))
-    blended = finish.blend(bag, rows, read, usage)
-    assert blended.emb.shape == rows.shape
+    blended = finish.blend(bag, rows, read, usage, 192)
+    assert blended.emb.shape == (50, 192)  # 127 + 64 axes and the importance
+    assert torch.allclose(likeness(blended.emb.detach()[:, :64]), likeness(both[0][:, :64]), atol=1e-4)
     assert torch.allclose(likeness(blended.emb.detach()[:, :-1]), wanted / wanted[0, 0], atol=1e-4)
     importance = importance_of(bag, rows)
     assert torch.allclose(importance_of(blended, blended.emb.detach()), importance, atol=0.05)
     assert importance.min() < 0.1 and importance.max() > 0.9
 
     monkeypatch.setattr(finish, "READ_SHARE", 0.0)  # then the texts are as alike as before
-    alone = finish.blend(bag, rows, read, usage)
+    alone = finish.blend(bag, rows, read, usage, 192)
     packed, starts = torch.tensor([5, 6, 7, 0, 8, 0, 9, 10, 5, 12, 13, 0]), torch.tensor([0, 4, 6, 12])
     before, after = (likeness(loop.encode(b, TokenTable(b.emb), packed, starts)[2]) for b in (bag, alone))
     assert torch.allclose(before, after, atol=0.05) and before.min() < 0.5
