@@ -279,7 +279,7 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     assert sorted(told["after"]) == ["128", "256", "384", "512"]
     assert f"epoch {told['best_epoch']}: loss" in result.stderr
 
-    assert Int8Ranges.load(Path(output) / RANGES).low.keys() == {128, 256, 384}
+    assert Int8Ranges.load(Path(output) / RANGES).low.keys() == {128, 256, 384, 512}
     settings = json.loads((Path(output) / "config.json").read_text())
     assert settings["fine_tuned_from"] == hub.resolve(None).name and "sha256" not in settings
     assert settings["sentence_share"] == hub.resolve(None).settings["sentence_share"] > 0

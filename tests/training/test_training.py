@@ -166,13 +166,13 @@ def test_folding_the_network_in_changes_no_vector_and_a_checkpoint_keeps_it() ->
     bag = small_bag()
     network = TokenNetwork(torch.arange(50) % 3, 128, 32)
     torch.nn.init.normal_(network.fc2.weight, std=0.1)
-    table = TokenTable(bag.emb, network)
+    table = TokenTable(bag.emb, network, wide_steps=True)
     packed, starts = torch.tensor([5, 6, 7, 0, 8, 0]), torch.tensor([0, 4, 6])
     vectors = loop.encode(bag, table, packed, starts)[2]
     assert table.folded().network is None
     assert torch.allclose(table.folded().weight.norm(dim=1), bag.emb.new_ones(50))
     assert torch.allclose(loop.encode(bag, table.folded(), packed, starts)[2], vectors, atol=1e-5)
-    again = TokenTable(torch.zeros(50, 128), TokenNetwork(network.scripts, 128, 32))
+    again = TokenTable(torch.zeros(50, 128), TokenNetwork(network.scripts, 128, 32), wide_steps=True)
     again.load_state_dict(table.state_dict())
     assert torch.equal(loop.encode(bag, again, packed, starts)[2], vectors)
 
