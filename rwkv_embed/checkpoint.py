@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError, ModelNotFound
@@ -26,6 +29,8 @@ from rwkv_embed.layout import (
     official_names,
     problems,
 )
+from rwkv_embed.ops.fast.choice import load_kernels
+from rwkv_embed.ops.fast.compiled import CompiledKernels
 from rwkv_embed.packing import PACKINGS, PARTS, Packing, packed_shape
 from rwkv_embed.tensor_files import PthFile, SafetensorsFile, TensorFile
 
@@ -115,7 +120,7 @@ class Checkpoint:
         if parts := self.get_packed(name, "coded"):
             import torch
 
-            return torch.from_numpy(self._coded_matrix(name, parts).decode())
+            return torch.from_numpy(self._decoded(self._coded_matrix(name, parts)))
         entry = self.tensors[name]
         tensor = self._read(entry.file, entry.source.name)
         if entry.source.index is not None:
@@ -139,6 +144,15 @@ class Checkpoint:
         arrays = {ending: tensor.numpy() for ending, tensor in parts.items()}
         matrix: CodedMatrix = self._named(lambda: CodedMatrix.from_tensors(name, arrays))
         return matrix
+
+    def _decoded(self, matrix: CodedMatrix) -> NDArray[np.float32]:
+        """The whole matrix; in C where that is built, since NumPy takes seconds for a large one."""
+        kernels = load_kernels(self.config)
+        if not isinstance(kernels, CompiledKernels):
+            return matrix.decode()
+        rows = np.empty(matrix.shape, np.float32)
+        kernels.coded_rows(np.arange(len(rows)), kernels.pack_coded(matrix), rows)
+        return rows
 
     def _read(self, file: TensorFile, name: str) -> "Tensor":
         if self._mapped_bytes > _RELEASE_AFTER_BYTES:

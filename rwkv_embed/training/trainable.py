@@ -2,7 +2,7 @@
 
 Any RWKV-7 of the packagings of `checkpoint`: an embedder of any depth and width, its table packed or not, or
 a language model, which gets a fresh head. The folder that is written has float16 weights, the table too: its
-changes are smaller than the steps of four bits, and packing would undo them.
+changes are smaller than the steps of a coded one, and packing would undo them.
 """
 
 import json

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import checkpoints as ck
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwkv_embed import checkpoint as checkpoint_module
 from rwkv_embed.catalogue import convert, describe
 from rwkv_embed.checkpoint import open_checkpoint
 from rwkv_embed.config import Version
@@ -17,6 +19,7 @@ from rwkv_embed.errors import CheckpointError
 from rwkv_embed.models import load_model
 from rwkv_embed.models.weights import quantize_rows
 from rwkv_embed.ops.fast import FastRWKV7
+from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.packing import PACKINGS, Packing
 from rwkv_embed.rerank import StateScorer
 
@@ -249,6 +252,14 @@ def test_packed_tables_are_unpacked_by_every_loader(tmp_path: Path, packing: Pac
     assert info.dtypes["coded" if packing == "coded" else "I8"] == 256 * 128
     assert info.parameters == describe(tmp_path / "plain.pth").parameters
     assert info.stored_bytes == describe(tmp_path / "plain.pth").stored_bytes - 256 * 128 * 4 + stored
+
+
+def test_a_coded_table_is_the_same_with_and_without_a_compiler(tmp_path: Path, monkeypatch: Any) -> None:
+    packed, plain = packed_tensors("coded")
+    checkpoint = open_checkpoint(ck.save(tmp_path / "packed.safetensors", packed))
+    for kernels in (checkpoint_module.load_kernels(checkpoint.config), NumpyKernels(checkpoint.config.head_size)):
+        monkeypatch.setattr(checkpoint_module, "load_kernels", lambda config, kernels=kernels: kernels)
+        assert torch.equal(checkpoint.get("emb.weight"), plain["rwkv.emb.weight"])
 
 
 def test_scales_that_do_not_fit_are_refused_by_every_loader(tmp_path: Path) -> None:
