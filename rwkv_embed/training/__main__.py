@@ -2,8 +2,8 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained
-on top of the bag before the export.
+it, widen it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained
+on top of the bag instead of widening it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
 from rwkv_embed.training.axes import principal_axes
-from rwkv_embed.training.finish import BLENDED_WHITENING, TRAINED_WHITENING, blend, mix, whiten
+from rwkv_embed.training.finish import TRAINED_WHITENING, WIDENED_WHITENING, mix, whiten, widen
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.quantize import quantize
@@ -73,7 +73,7 @@ def main() -> None:
 
     bag = Bag(torch.from_numpy(chosen.vectors), torch.from_numpy(chosen.importance))
     network = TokenNetwork(torch.from_numpy(chosen.scripts), WIDTH, NETWORK_HIDDEN)
-    rows = TokenTable(bag.emb, network, wide_steps=True)
+    rows = TokenTable(bag.emb, network, coarse=True)
     schedule = loop.Schedule(rate=2e-3, table_rate=2e-3, minutes=options.network_minutes)
     network_log = loop.append_json(work / "network.jsonl")
     loop.train(bag, rows, sources, schedule, work / "network.pt", network_log, NETWORK_SEED)
@@ -82,17 +82,17 @@ def main() -> None:
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"), BAG_SEED)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
-    counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
-    trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
-    bag = blend(bag, trained, torch.from_numpy(chosen.read), torch.from_numpy(counted), SHIPPED_WIDTH)
-    table = quantize(bag.emb.detach().numpy())
-    bag.emb.data = torch.from_numpy(table.rows())
-    rows = TokenTable(bag.emb)
-    whiten(bag.head, vectors_of_a_sample(bag, rows, sources), BLENDED_WHITENING)
-
-    n_ffn = 4 * SHIPPED_WIDTH if options.layers > 1 else ONE_LAYER_FFN
-    model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, n_ffn)
-    if options.layers > 1:
+    if options.layers == 1:
+        counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
+        trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
+        bag = widen(bag, trained, torch.from_numpy(chosen.read), torch.from_numpy(counted), SHIPPED_WIDTH)
+        table = quantize(bag.emb.detach().numpy())
+        bag.emb.data = torch.from_numpy(table.rows())
+        whiten(bag.head, vectors_of_a_sample(bag, TokenTable(bag.emb), sources), WIDENED_WHITENING)
+        model = RWKV7Embedder.from_bag(bag, loop.EOS, 1, ONE_LAYER_FFN)
+    else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
+        bag.emb.data.copy_(rows.weight)
+        model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
         schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
         blocks_log = loop.append_json(work / "rwkv.jsonl")
         loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)

@@ -9,7 +9,7 @@ from rwkv_embed.training.loss import DIMENSIONS
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
-TRAINED_WHITENING, BLENDED_WHITENING = 0.35, 0.25
+TRAINED_WHITENING, WIDENED_WHITENING = 0.35, 0.25
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
 SHORTEST = DIMENSIONS[0]
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
@@ -30,7 +30,7 @@ def whiten(head: Head, vectors: Tensor, power: float) -> None:
         head.norm.bias.sub_(vectors.mean(0)).mul_(scale)
 
 
-def blend(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Bag:
+def widen(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Bag:
     """A wider bag whose rows hold the trained ones (V, C) and what the teacher reads tokens with.
 
     `read` (V, any) tells the words of a language apart, where the trained numbers look for meaning alone. Both are
@@ -45,10 +45,10 @@ def blend(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Ba
     both = torch.cat([trained, F.normalize(read, dim=1) * READ_SHARE], 1)
     others = torch.from_numpy(principal_axes(both[:, SHORTEST:].numpy(), 0.0, usage.numpy()))
     axes = torch.block_diag(torch.eye(SHORTEST), others)[:, :kept]
-    blended = Bag(torch.cat([both @ axes, rows.new_zeros(len(rows), 1)], 1), importance_of(bag, rows))
-    old, new = bag.head, blended.head
+    wide = Bag(torch.cat([both @ axes, rows.new_zeros(len(rows), 1)], 1), importance_of(bag, rows))
+    old, new = bag.head, wide.head
     with torch.no_grad():
         new.fc1.weight.zero_()
         new.fc1.weight[:C, :kept] = old.fc1.weight[:, :own] / weight @ axes[:own]
         new.fc2.weight[:kept, :C] = axes[:own].T @ (weight[:, None] * old.fc2.weight[:own])
-    return blended
+    return wide

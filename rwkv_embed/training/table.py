@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rwkv_embed.training.model import importance_reach
 
 FOLDED_AT_ONCE = 8_192  # rows
-# A table is trained in wide steps: read without rounding it has lower scores (docs/log.md).
+# A table is trained in coarse steps: read without rounding it has lower scores (docs/log.md).
 FREQUENT, FREQUENT_STEP = 100_000, 0.7  # tokens are numbered by use
 RARE_STEP = 1.1
 REACH = 7  # steps on either side of zero
@@ -44,14 +44,14 @@ class TokenNetwork(nn.Module):
 class TokenTable:
     """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used).
 
-    `wide_steps`: texts read its rows rounded.
+    `coarse`: texts read its rows rounded.
     """
 
     def __init__(
-        self, weight: Tensor, network: TokenNetwork | None = None, wide_steps: bool = False,
+        self, weight: Tensor, network: TokenNetwork | None = None, coarse: bool = False,
         beta1: float = 0.9, beta2: float = 0.98,
     ) -> None:  # fmt: skip
-        self.weight, self.network, self.wide_steps = weight.detach().clone(), network, wide_steps
+        self.weight, self.network, self.coarse = weight.detach().clone(), network, coarse
         self.mean, self.square = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.steps = torch.zeros(len(weight))
         self.beta1, self.beta2 = beta1, beta2
@@ -76,7 +76,7 @@ class TokenTable:
     def read(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """`rows` (U, C) of `tokens` (U,) as texts read them."""
         moved = self.moved(tokens, rows)
-        return rounded(moved, training_steps(tokens, rows.shape[1])) if self.wide_steps else moved
+        return rounded(moved, training_steps(tokens, rows.shape[1])) if self.coarse else moved
 
     @torch.no_grad()
     def folded(self) -> "TokenTable":
@@ -86,7 +86,7 @@ class TokenTable:
         """
         tokens = torch.arange(len(self.weight)).split(FOLDED_AT_ONCE)
         rows = [F.normalize(self.moved(part, self.weight[part]), dim=1) for part in tokens]
-        return TokenTable(torch.cat(rows), wide_steps=self.wide_steps)
+        return TokenTable(torch.cat(rows), coarse=self.coarse)
 
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""

@@ -166,13 +166,13 @@ def test_folding_the_network_in_changes_no_vector_and_a_checkpoint_keeps_it() ->
     bag = small_bag()
     network = TokenNetwork(torch.arange(50) % 3, 128, 32)
     torch.nn.init.normal_(network.fc2.weight, std=0.1)
-    table = TokenTable(bag.emb, network, wide_steps=True)
+    table = TokenTable(bag.emb, network, coarse=True)
     packed, starts = torch.tensor([5, 6, 7, 0, 8, 0]), torch.tensor([0, 4, 6])
     vectors = loop.encode(bag, table, packed, starts)[2]
     assert table.folded().network is None
     assert torch.allclose(table.folded().weight.norm(dim=1), bag.emb.new_ones(50))
     assert torch.allclose(loop.encode(bag, table.folded(), packed, starts)[2], vectors, atol=1e-5)
-    again = TokenTable(torch.zeros(50, 128), TokenNetwork(network.scripts, 128, 32), wide_steps=True)
+    again = TokenTable(torch.zeros(50, 128), TokenNetwork(network.scripts, 128, 32), coarse=True)
     again.load_state_dict(table.state_dict())
     assert torch.equal(loop.encode(bag, again, packed, starts)[2], vectors)
 
@@ -212,11 +212,11 @@ def test_training_rounds_rows_to_the_steps_of_their_rank_and_its_gradient_does_n
     (seen * torch.arange(128)).sum().backward()
     straight = torch.autograd.grad((unit * torch.arange(128)).sum(), table)[0]
     assert torch.equal(table.grad, straight)
-    wide, plain = (TokenTable(table, wide_steps=wide) for wide in (True, False))
+    coarse, plain = (TokenTable(table, coarse=coarse) for coarse in (True, False))
     tokens = torch.tensor([3, 7])
     assert torch.equal(plain.read(tokens, table[tokens]), table[tokens])
     expected = rounded(table[tokens], training_steps(tokens, 128))
-    assert torch.equal(wide.read(tokens, table[tokens]), expected)
+    assert torch.equal(coarse.read(tokens, table[tokens]), expected)
 
 
 def test_shipped_rows_have_steps_that_grow_with_their_rank() -> None:
@@ -299,23 +299,23 @@ def likeness(vectors: torch.Tensor) -> torch.Tensor:
     return vectors @ vectors.T
 
 
-def test_blended_rows_are_alike_where_both_of_their_sources_are(monkeypatch) -> None:
+def test_widened_rows_are_alike_where_both_of_their_sources_are(monkeypatch) -> None:
     monkeypatch.setattr(finish, "SHORTEST", 64)
     bag, generator = small_bag(), torch.Generator().manual_seed(3)
     read, usage = torch.randn(50, 64, generator=generator), torch.rand(50, generator=generator)
     rows = bag.emb.detach()
     both = torch.cat([rows[:, :-1] * bag.head.norm.weight.detach()[:-1], read], 1).split([127, 64], 1)
     wanted = sum(share**2 * likeness(part) for share, part in zip((1.0, finish.READ_SHARE), both, strict=True))
-    blended = finish.blend(bag, rows, read, usage, 192)
-    assert blended.emb.shape == (50, 192)  # 127 + 64 axes and the importance
-    assert torch.allclose(likeness(blended.emb.detach()[:, :64]), likeness(both[0][:, :64]), atol=1e-4)
-    assert torch.allclose(likeness(blended.emb.detach()[:, :-1]), wanted / wanted[0, 0], atol=1e-4)
+    wide = finish.widen(bag, rows, read, usage, 192)
+    assert wide.emb.shape == (50, 192)  # 127 + 64 axes and the importance
+    assert torch.allclose(likeness(wide.emb.detach()[:, :64]), likeness(both[0][:, :64]), atol=1e-4)
+    assert torch.allclose(likeness(wide.emb.detach()[:, :-1]), wanted / wanted[0, 0], atol=1e-4)
     importance = importance_of(bag, rows)
-    assert torch.allclose(importance_of(blended, blended.emb.detach()), importance, atol=0.05)
+    assert torch.allclose(importance_of(wide, wide.emb.detach()), importance, atol=0.05)
     assert importance.min() < 0.1 and importance.max() > 0.9
 
     monkeypatch.setattr(finish, "READ_SHARE", 0.0)  # then the texts are as alike as before
-    alone = finish.blend(bag, rows, read, usage, 192)
+    alone = finish.widen(bag, rows, read, usage, 192)
     packed, starts = torch.tensor([5, 6, 7, 0, 8, 0, 9, 10, 5, 12, 13, 0]), torch.tensor([0, 4, 6, 12])
     before, after = (likeness(loop.encode(b, TokenTable(b.emb), packed, starts)[2]) for b in (bag, alone))
     assert torch.allclose(before, after, atol=0.05) and before.min() < 0.5
