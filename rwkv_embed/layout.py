@@ -17,6 +17,7 @@ from typing import Literal
 
 from rwkv_embed.config import Kind, ModelConfig, Version
 from rwkv_embed.errors import CheckpointError
+from rwkv_embed.packing import PACKINGS
 
 Shape = tuple[int, ...]
 Layout = Literal["official", "embedding-rwkv", "reranker", "transformers", "fla"]
@@ -121,7 +122,8 @@ def identify_layout(names: Iterable[str]) -> tuple[Layout, str]:
 
     Raises CheckpointError when no RWKV packaging has such names.
     """
-    found = {name.removesuffix(".int8").removesuffix(".coded") for name in names}
+    stems = ((name, *name.rpartition(".")[::2]) for name in names)
+    found = {matrix if ending in PACKINGS else name for name, matrix, ending in stems}
     for prefix in ("", "rwkv.", "model.", "module."):
         if f"{prefix}emb.weight" in found and f"{prefix}blocks.0.ln1.weight" in found:
             if f"{prefix}head.0.weight" in found:

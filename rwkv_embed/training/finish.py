@@ -1,4 +1,4 @@
-"""What is done to a trained bag before it is shipped; it costs nothing at run time (figures in docs/log.md)."""
+"""What is done to a trained bag before it is shipped, without training (figures in docs/log.md)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from rwkv_embed.training.model import Bag, Head, importance_of
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
 TRAINED_WHITENING, WIDENED_WHITENING = 0.35, 0.25
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
-SHORTEST = DIMENSIONS[0]
+SHORTEST = DIMENSIONS[0]  # numbers that are a vector by themselves
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 
 

@@ -39,13 +39,15 @@ class Head(nn.Module):
 
 
 def spread(C: int) -> Tensor:
-    """An orthogonal matrix (C, C) that gives every head a share of every axis, made of few different numbers: a
-    Hadamard matrix as far as C is a power of two."""
+    """An orthogonal matrix (C, C) that gives every head an equal share of every axis: where there is one of signs
+    alone (Hadamard), since that compresses to nothing, else a random one, about equal."""
+    if C & (C - 1):
+        random: Tensor = torch.linalg.qr(torch.randn(C, C)).Q
+        return random
     signs = torch.ones(1, 1)
-    while C % (2 * len(signs)) == 0:
+    while len(signs) < C:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
-    rest = torch.linalg.qr(torch.randn(C // len(signs), C // len(signs))).Q
-    return torch.kron(rest.contiguous(), signs) / math.sqrt(len(signs))
+    return signs / math.sqrt(C)
 
 
 def importance_reach(C: int) -> float:

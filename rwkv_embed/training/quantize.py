@@ -32,6 +32,7 @@ class Quantized:
     def rows(self) -> NDArray[np.float32]:
         """(V, C), each value replaced by the mean of those that share its symbol, class and group."""
         rows = np.empty(self.symbols.shape, np.float32)
+        # a group at a time: the indices of all values would take gigabytes
         for group in range(self.values.shape[1]):
             columns = self.groups == group
             rows[:, columns] = self.values[self.classes[:, None], group, self.symbols[:, columns]]

@@ -4,7 +4,7 @@
        sa_i = sum_j S_ij a_j;   S_ij = S_ij w_j + sa_i b_j + v_i k_j;   y_i = sum_j S_ij r_j
    Inputs are (tokens, H, 64) float32; `starts` holds the first token of each sequence and, last, the number
    of tokens. The backward pass keeps the state at every CHUNK-th token and recomputes the ones between.
-   Checked against autograd in float64: tests/model/test_training.py. */
+   Checked against autograd in float64: tests/training/test_training.py. */
 
 #include <stdlib.h>
 #include <string.h>

@@ -105,8 +105,8 @@ def test_what_is_encoded_is_decoded(data: st.DataObject) -> None:
     tokens = rng.permutation(np.arange(rows, dtype=np.int64))
     for name in ("c", "numpy"):
         kernels = kernels_named(name)
-        rows = rows_of(kernels, kernels.pack_coded(matrix), tokens, columns)
-        np.testing.assert_array_equal(rows, expected[tokens])
+        found = rows_of(kernels, kernels.pack_coded(matrix), tokens, columns)
+        np.testing.assert_array_equal(found, expected[tokens])
 
 
 def test_the_stream_is_what_the_format_says() -> None:

@@ -1,4 +1,4 @@
-"""The CPU engine against RWKV-7 written out token by token in float64."""
+"""The CPU engine against the reference of engine.py."""
 
 import subprocess
 import sys
@@ -8,121 +8,20 @@ from functools import cache
 import checkpoints as ck
 import numpy as np
 import pytest
+from engine import DTYPES, TENSORS, TEXTS, build, random_checkpoint, reference, sigmoid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.contenders import random_rwkv7
 from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.errors import CheckpointError, StateError, TokenizerError
 from rwkv_embed.hub import resolve
 from rwkv_embed.ops.fast import FastRWKV7
-from rwkv_embed.ops.fast.choice import choose_dtype, load_kernels
 from rwkv_embed.ops.fast.kernels import Gates, Norm, Products
 from rwkv_embed.ops.fast.model import _pack
 from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.ops.fast.weights import read_safetensors
 
 TOLERANCE = 1e-4
-DTYPES = ["float32", "bfloat16", "int8"]
-
-
-# --- the reference: one token at a time, the formulas of the paper and of PyPI `rwkv`
-
-
-def _norm(x, weight, bias, eps=1e-5):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
-
-
-def _sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def reference_token(z, n_layer, token, state):
-    """Hidden state (C,) after ln_out; `state` is changed in place."""
-    H, N = z["blocks.0.att.r_k"].shape
-    x = _norm(z["emb.weight"][token], z["blocks.0.ln0.weight"], z["blocks.0.ln0.bias"])
-    v_first = None
-    for i in range(n_layer):
-        p = {name.split(".", 2)[2]: value for name, value in z.items() if name.startswith(f"blocks.{i}.")}
-        y = _norm(x, p["ln1.weight"], p["ln1.bias"])
-        xr, xw, xk, xv, xa, xg = (
-            y + (state[3 * i] - y) * p["att.x_" + name].reshape(-1) for name in "rwkvag"
-        )
-        state[3 * i] = y
-        r, k, v = p["att.receptance.weight"] @ xr, p["att.key.weight"] @ xk, p["att.value.weight"] @ xv
-        w = np.tanh(xw @ p["att.w1"]) @ p["att.w2"] + p["att.w0"].reshape(-1)
-        w = np.exp(-np.exp(-0.5) * _sigmoid(w))
-        a = _sigmoid(p["att.a0"].reshape(-1) + xa @ p["att.a1"] @ p["att.a2"])
-        g = _sigmoid(xg @ p["att.g1"]) @ p["att.g2"]
-        kk = (k * p["att.k_k"].reshape(-1)).reshape(H, N)
-        kk = kk / np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
-        k = k * (1 + (a - 1) * p["att.k_a"].reshape(-1))
-        if i == 0:
-            v_first = v
-        else:
-            v = v + (v_first - v) * _sigmoid(p["att.v0"].reshape(-1) + xv @ p["att.v1"] @ p["att.v2"])
-        r, k, v, w, a = (t.reshape(H, N) for t in (r, k, v, w, a))
-        S = state[3 * i + 1]
-        S = S * w[:, None] - (S @ kk[..., None]) * (kk * a)[:, None] + v[..., None] * k[:, None]
-        state[3 * i + 1] = S
-        out = (S @ r[..., None])[..., 0]
-        out = _norm(out, p["att.ln_x.weight"].reshape(H, N), p["att.ln_x.bias"].reshape(H, N), 64e-5)
-        out = out + (r * k * p["att.r_k"]).sum(-1, keepdims=True) * v
-        x = x + p["att.output.weight"] @ (out.reshape(-1) * g)
-        y = _norm(x, p["ln2.weight"], p["ln2.bias"])
-        xk = y + (state[3 * i + 2] - y) * p["ffn.x_k"].reshape(-1)
-        state[3 * i + 2] = y
-        x = x + p["ffn.value.weight"] @ np.maximum(p["ffn.key.weight"] @ xk, 0) ** 2
-    return _norm(x, z["ln_out.weight"], z["ln_out.bias"])
-
-
-def reference(tensors, tokens, state=None):
-    """All hidden states (T, C) and the final state, in float64."""
-    z = {name.removeprefix("rwkv."): np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
-    n_layer = 1 + max(int(name.split(".")[1]) for name in z if name.startswith("blocks."))
-    (H, N), C = z["blocks.0.att.r_k"].shape, z["emb.weight"].shape[1]
-    if state is None:
-        state = [np.zeros(shape) for _ in range(n_layer) for shape in ((C,), (H, N, N), (C,))]
-    state = [np.array(array, np.float64) for array in state]
-    return np.stack([reference_token(z, n_layer, token, state) for token in tokens]), state
-
-
-def random_checkpoint(seed=0, n_layer=3, n_head=2, head_size=64, vocab=50, lora=8, n_ffn=96, prefix="rwkv."):
-    """A whole checkpoint in the official layout, lively enough that every term matters."""
-    rng = np.random.default_rng(seed)
-    C = n_head * head_size
-
-    def normal(*shape, scale=1.0):
-        return (rng.standard_normal(shape) * scale).astype(np.float32)
-
-    z = {"emb.weight": normal(vocab, C)}
-    z["ln_out.weight"], z["ln_out.bias"] = 1 + normal(C, scale=0.1), normal(C, scale=0.1)
-    for i in range(n_layer):
-        b = f"blocks.{i}."
-        for name in ["ln1", "ln2", "att.ln_x"] + ["ln0"] * (i == 0):
-            z[f"{b}{name}.weight"], z[f"{b}{name}.bias"] = 1 + normal(C, scale=0.1), normal(C, scale=0.1)
-        for name in "rwkvag":
-            z[f"{b}att.x_{name}"] = rng.random((1, 1, C)).astype(np.float32)
-        for name in "wavg":
-            if name == "v" and i == 0:
-                continue
-            z[f"{b}att.{name}1"] = normal(C, lora, scale=C**-0.5)
-            z[f"{b}att.{name}2"] = normal(lora, C, scale=lora**-0.5)
-            if name != "g":
-                z[f"{b}att.{name}0"] = normal(1, 1, C)
-        z[f"{b}att.k_k"], z[f"{b}att.k_a"] = 1 + normal(1, 1, C, scale=0.3), normal(1, 1, C)
-        z[f"{b}att.r_k"] = normal(n_head, head_size, scale=0.2)
-        for name in ("receptance", "key", "value", "output"):
-            z[f"{b}att.{name}.weight"] = normal(C, C, scale=C**-0.5)
-        z[f"{b}ffn.x_k"] = rng.random((1, 1, C)).astype(np.float32)
-        z[f"{b}ffn.key.weight"] = normal(n_ffn, C, scale=C**-0.5)
-        z[f"{b}ffn.value.weight"] = normal(C, n_ffn, scale=n_ffn**-0.5)
-    return {prefix + name: tensor for name, tensor in z.items()}
-
-
-TENSORS = random_checkpoint()
-CONFIG = FastRWKV7(TENSORS).config
-TEXTS = [list(np.random.default_rng(n).integers(0, 50, n)) for n in (1, 2, 3, 31, 32, 33, 70, 5)]
 
 
 def simple_checkpoint(**sizes):
@@ -164,13 +63,6 @@ VARIANTS = variants()
 @pytest.fixture(params=["c", "numpy"])
 def model(request):
     return build(request.param)
-
-
-def build(kernels="c", tensors=TENSORS, token_budget=32, dtype="float32"):
-    chosen = load_kernels(CONFIG) if kernels == "c" else NumpyKernels(64)
-    if chosen.name != kernels:
-        pytest.skip("the compiled kernels are not built: python setup.py build_ext --inplace")
-    return FastRWKV7(tensors, dtype=dtype, threads=2, token_budget=token_budget, kernels=chosen)
 
 
 def test_hidden_is_the_reference_at_every_length(model):
@@ -292,97 +184,8 @@ def test_first_layers_values_are_mixed_in(kernels):
     for some_gate in (gate, None):
         mixed = v.copy()
         build(kernels).kernels.mix_values(v0, some_gate, first, mixed)
-        expected = v + (first - v) * _sigmoid(v0 + (0 if some_gate is None else gate))
+        expected = v + (first - v) * sigmoid(v0 + (0 if some_gate is None else gate))
         np.testing.assert_allclose(mixed, expected, atol=1e-6)
-
-
-def products(dtype, x, w, kernels=None):
-    """x @ w for matrices w side by side, in a memory that held something else."""
-    kernels = kernels or build("c").kernels
-    out = np.full((*x.shape[:-1], w.shape[1] // (len(x) if x.ndim == 3 else 1)), np.nan, np.float32)
-    return kernels.matmul(x, kernels.pack(w, dtype), out)
-
-
-def portable():
-    """The compiled kernels as on a processor without instructions for narrow products."""
-    kernels = build("c").kernels
-    kernels.native = frozenset()
-    return kernels
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [*range(1, 14), 25])
-@pytest.mark.parametrize("depth", [1, 2, 3, 16, 384, 385, 1600])
-def test_compiled_product_is_numpys(rows, depth, dtype):
-    rng = np.random.default_rng(rows * depth)
-    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, depth), (depth, 48)))
-    product = products(dtype, x, w)
-    expected = products(dtype, x, w, build("numpy").kernels)
-    one_step = 2 * np.abs(x).max() / 254 * np.abs(w).max()  # a number just between two may be rounded to either
-    np.testing.assert_allclose(product, expected, atol=2 * one_step if dtype == "int8" else 1e-3)
-    error = {"float32": 1e-6, "bfloat16": 0.005, "int8": 0.02}[dtype]
-    assert np.linalg.norm(product - x @ w) < error * np.linalg.norm(x) * np.linalg.norm(w) / depth**0.5
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 1e-3), ("int8", 0)])
-@pytest.mark.parametrize("depth", [1, 16, 385, 3072])
-def test_every_processor_gives_the_same_narrow_product(dtype, tolerance, depth):
-    rng = np.random.default_rng(depth)
-    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((15, depth), (depth, 48)))
-    np.testing.assert_allclose(products(dtype, x, w), products(dtype, x, w, portable()), atol=tolerance, rtol=0)
-
-
-@pytest.mark.parametrize("kernels", ["c", "numpy"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_whole_numbers_are_exact_in_narrow_products(dtype, kernels):
-    """Rows of one sign, of both and of nothing, and a column of nothing."""
-    x = np.array([[0, 254, 7, 1], [-254, -3, 0, -9], [-127, 127, 5, 0], [0, 0, 0, 0]], np.float32)
-    w = np.tile(np.array([[127, 0, -127], [0, 0, 1], [5, 0, -6], [-100, 0, 64]], np.float32), 16)
-    np.testing.assert_allclose(products(dtype, x, w, build(kernels).kernels), x @ w, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernels", ["c", "numpy"])
-def test_matrices_side_by_side(kernels, dtype):
-    """A product for each x of a batch, as values of a head have."""
-    rng = np.random.default_rng(5)
-    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 7, 47), (47, 3 * 32)))
-    product = products(dtype, x, w, build(kernels).kernels)
-    for i in range(3):
-        one = products(dtype, x[i], np.ascontiguousarray(w[:, 32 * i : 32 * i + 32]), build(kernels).kernels)
-        np.testing.assert_allclose(product[i], one, atol=1e-4)
-        np.testing.assert_allclose(one, x[i] @ w[:, 32 * i : 32 * i + 32], atol=0.5)
-
-
-@pytest.mark.parametrize("kernels", ["c", "portable", "numpy"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_narrow_vectors_are_close(dtype, kernels):
-    """As deep as the 0.1B shape. The first few tokens' states are of too low a rank to be read steadily."""
-    tensors = random_rwkv7(12, 128, 50, lora=16)
-    texts = [text for text in TEXTS if len(text) > 4]
-    chosen = portable() if kernels == "portable" else build(kernels).kernels
-    exact = FastRWKV7(tensors, dtype="float32").hidden(texts)[0]
-    narrow = FastRWKV7(tensors, dtype=dtype, kernels=chosen)
-    assert narrow.dtype == dtype
-    hidden, _ = narrow.hidden(texts)
-    lengths = np.linalg.norm(hidden, axis=1) * np.linalg.norm(exact, axis=1)
-    cosines = (hidden * exact).sum(1) / lengths
-    assert cosines.min() > {"bfloat16": 0.9999, "int8": 0.999}[dtype]
-    assert not np.array_equal(hidden, exact)
-
-
-def test_the_narrow_type_is_chosen_by_processor_and_size():
-    kernels = portable()
-    assert choose_dtype(kernels, 1_000_000_000) == "float32"
-    kernels.native = frozenset({"int8"})
-    assert choose_dtype(kernels, 1_000_000_000) == "float32"
-    kernels.native = frozenset({"int8", "bfloat16"})
-    assert choose_dtype(kernels, 1_000_000_000) == "bfloat16"
-    assert choose_dtype(kernels, 1_000_000) == "float32"
-    assert FastRWKV7(random_checkpoint()).dtype == "float32"
-    assert FastRWKV7.from_file(resolve(None).weights).dtype == "float32"
-    with pytest.raises(ValueError, match="dtype is 'float16', expected one of float32, bfloat16, int8"):
-        FastRWKV7(TENSORS, dtype="float16")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

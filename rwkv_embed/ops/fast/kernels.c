@@ -5,7 +5,7 @@
  * padding and every loop below begins a new text by itself. All arrays are float32, C order; C = n_head * N.
  * The functions are called through ctypes (which releases the GIL); the module at the end of the file exists
  * so that setuptools builds and installs this file like any extension. plain.py has the same functions in
- * NumPy, tests/model/test_fast.py compares the two.
+ * NumPy, tests/model compares the two.
  */
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
