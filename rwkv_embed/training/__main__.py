@@ -2,8 +2,9 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, widen it, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained
-on top of the bag instead of widening it.
+it, align its tokens with their translations, widen it, round its table, train the delta rule that pools tokens,
+export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the
+aligned bag instead of what follows.
 """
 
 import argparse
@@ -17,22 +18,25 @@ from numpy.typing import NDArray
 
 from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
+from rwkv_embed.training.align import moved, translation_table
 from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.delta import DeltaBag
 from rwkv_embed.training.finish import TRAINED_WHITENING, WIDENED_WHITENING, mix, whiten, widen
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
-from rwkv_embed.training.model import Bag, RWKV7Embedder
+from rwkv_embed.training.model import Bag, RWKV7Embedder, importance_of
 from rwkv_embed.training.quantize import quantize
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
 CAP = 12_000  # texts of a language that are counted for the vocabulary
+DELTA = loop.Mixture(256, 192, 128, 64, weights=(0.8, 0.4, 0.7, 0.4))
 BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions=24)
 NETWORK_HIDDEN = 768
 SHIPPED_WIDTH = 512  # 384 trained numbers, and what more tells words apart
 # No stage draws what another has learned; resumed at step n, a stage draws with its seed + n.
-NETWORK_SEED, BAG_SEED, BLOCKS_SEED = 0, 1_000_000, 2_000_000
-ONE_LAYER_FFN = 64  # nothing is asked of the channel mixing of a bag
+NETWORK_SEED, BAG_SEED, BLOCKS_SEED, DELTA_SEED = 0, 1_000_000, 2_000_000, 3_000_000
+ONE_LAYER_FFN = 64  # nothing is asked of its channel mixing
 MEASURED_TEXTS = 6_000
 FIRST_PIECE = 258  # after EOS, unknown and the bytes
 
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=135_168, help="lines the teacher reads, at most")
     parser.add_argument("--network-minutes", type=float, default=10, help="the bag, all rows moved by a rule")
     parser.add_argument("--bag-minutes", type=float, default=60, help="the bag, each row for itself")
+    parser.add_argument("--delta-minutes", type=float, default=20, help="how the bag's tokens are pooled")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60, help="for the blocks, if there are more layers")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -81,15 +86,22 @@ def main() -> None:
     schedule = loop.Schedule(rate=3e-4, table_rate=1e-3, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"), BAG_SEED)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
+    translations = align_tokens(bag, rows.weight, sources.rows, work)
+    rows.weight[:, :-1] = moved(rows.weight[:, :-1], translations) * rows.weight[:, :-1].norm(dim=1, keepdim=True)
+    read = moved(torch.from_numpy(chosen.read), translations)
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
     if options.layers == 1:
         counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
         trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
-        bag = widen(bag, trained, torch.from_numpy(chosen.read), torch.from_numpy(counted), SHIPPED_WIDTH)
+        bag = widen(bag, trained, read, torch.from_numpy(counted), SHIPPED_WIDTH)
         table = quantize(bag.emb.detach().numpy())
         bag.emb.data = torch.from_numpy(table.rows())
         whiten(bag.head, vectors_of_a_sample(bag, TokenTable(bag.emb), sources), WIDENED_WHITENING)
-        model = RWKV7Embedder.from_bag(bag, loop.EOS, 1, ONE_LAYER_FFN)
+        delta = DeltaBag(bag)
+        schedule = loop.Schedule(rate=3e-3, table_rate=0, minutes=options.delta_minutes, mixture=DELTA)
+        delta_log = loop.append_json(work / "delta.jsonl")
+        loop.train(delta, TokenTable(bag.emb), sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
+        model = delta.as_rwkv(loop.EOS, ONE_LAYER_FFN)
     else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
         bag.emb.data.copy_(rows.weight)
         model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
@@ -98,6 +110,17 @@ def main() -> None:
         loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)
         table = quantize(rows.weight.numpy())
     export.export(model, table, work / "model.safetensors")
+
+
+@torch.no_grad()
+def align_tokens(bag: Bag, weight: torch.Tensor, rows: contrast.Rows, work: Path) -> torch.Tensor:
+    """(V, V) sparse: what each token's translations are; its last number, the importance, says nothing of them."""
+    path = work / "translations.pt"
+    if not path.exists():
+        log.info("aligning translations")
+        torch.save(translation_table(rows, weight[:, :-1], importance_of(bag, weight)), path)
+    table: torch.Tensor = torch.load(path, weights_only=True)
+    return table
 
 
 @torch.no_grad()

@@ -5,13 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkv_embed.training.axes import principal_axes
-from rwkv_embed.training.loss import DIMENSIONS
+from rwkv_embed.training.loss import SHORTEST
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
 TRAINED_WHITENING, WIDENED_WHITENING = 0.35, 0.25
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
-SHORTEST = DIMENSIONS[0]  # numbers that are a vector by themselves
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from rwkv_embed.training.contrast import Drawn, Pairs, Rows
 from rwkv_embed.training.data import Sampler, Texts, pack
-from rwkv_embed.training.loss import contrastive_loss, distillation_loss
+from rwkv_embed.training.delta import DeltaBag
+from rwkv_embed.training.loss import contrastive_loss, distillation_loss, neighbour_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
 from rwkv_embed.training.table import TokenTable
 
@@ -45,7 +46,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rate` for matrices, `table_rate` for token vectors."""
+    """`rate` for matrices, `table_rate` for token vectors, which stay as they are where it is 0."""
 
     rate: float
     table_rate: float
@@ -98,18 +99,24 @@ class Objective:
 
     def losses(self, vectors: Tensor, distilled: NDArray[np.int64], pairs: list[Drawn]) -> list[Tensor]:
         """distilled, translations, surroundings, questions"""
-        others = self.goal[torch.from_numpy(self.sampler.random.integers(len(self.goal), size=OTHERS))]
-        targets = self.goal[torch.from_numpy(self.texts.line[distilled]).long()]
+        line = torch.from_numpy(self.texts.line[distilled]).long()
         sizes = [len(distilled), *(len(side) for drawn in pairs for side in (drawn.left, drawn.right))]
         parts = vectors.split(sizes)
-        losses = [distillation_loss(parts[0], targets, others)]
+        losses = [self._distilled(parts[0], line)]
         for drawn, left, right in zip(pairs, parts[1::2], parts[2::2], strict=True):
             losses.append(contrastive_loss(left, right, torch.from_numpy(drawn.meaning)))
         return losses
 
+    def _distilled(self, vectors: Tensor, line: Tensor) -> Tensor:
+        """A student with axes of its own learns which texts are near each other, not where they are."""
+        if vectors.shape[1] != self.goal.shape[1]:
+            return neighbour_loss(vectors, self.goal[line], line)
+        others = self.goal[torch.from_numpy(self.sampler.random.integers(len(self.goal), size=OTHERS))]
+        return distillation_loss(vectors, self.goal[line], others)
+
 
 def train(
-    module: Bag | RWKV7Embedder,
+    module: Bag | DeltaBag | RWKV7Embedder,
     table: TokenTable,
     sources: Sources,
     schedule: Schedule,
@@ -150,8 +157,9 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimizer.step()
-        assert used.grad is not None
-        table.update(distinct, used.grad, schedule.table_rate * factor)
+        if schedule.table_rate:
+            assert used.grad is not None
+            table.update(distinct, used.grad, schedule.table_rate * factor)
 
         progress["step"] += 1
         progress["tokens"] += len(packed)

@@ -9,11 +9,11 @@ from torch import Tensor
 TEMPERATURE = 0.05
 NEIGHBOUR_WEIGHT = 0.5
 COMPANY = 512  # texts of a batch that are compared with each other
-DIMENSIONS = (128, 384)  # Matryoshka: the first numbers of a vector are a vector, too
+SHORTEST = 128  # Matryoshka: the first numbers of a vector are a vector, too
 
 
 def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tensor:
-    """Mean over `DIMENSIONS` of 2 (1 - cos) + 0.5 KL(teacher's neighbours || student's neighbours).
+    """Mean over the first numbers and all of 2 (1 - cos) + 0.5 KL(teacher's neighbours || student's neighbours).
 
     vectors (B, C) of the student, any length; targets (B, C) and others (M, C) of the teacher, unit length.
     A text's neighbours are the targets of its `COMPANY` batch neighbours and the others: teacher vectors
@@ -25,17 +25,36 @@ def distillation_loss(vectors: Tensor, targets: Tensor, others: Tensor) -> Tenso
         everyone = torch.cat([teacher, others])
         wanted = torch.softmax(teacher @ everyone.T / TEMPERATURE, 1)
         entropy = -(wanted * torch.log(wanted + 1e-9)).sum()  # taken off: a perfect student has loss 0
-        for dim in DIMENSIONS:
+        for dim in (SHORTEST, vectors.shape[1]):
             s, e = F.normalize(student[:, :dim], dim=1), F.normalize(everyone[:, :dim], dim=1)
             similarity = s @ e.T
             neighbours = -(wanted * torch.log_softmax(similarity / TEMPERATURE, 1)).sum()
             distance = 2 * (len(s) - similarity.diagonal().sum())
             total = total + distance + NEIGHBOUR_WEIGHT * (neighbours - entropy)
-    return total / (len(DIMENSIONS) * len(vectors))
+    return total / (2 * len(vectors))
+
+
+def neighbour_loss(vectors: Tensor, targets: Tensor, line: Tensor) -> Tensor:
+    """Mean over the first numbers and all of KL(teacher's neighbours || student's neighbours) in a batch.
+
+    vectors (B, C) of the student, targets (B, any) of the teacher: of the two spaces only distances are
+    compared. line (B,): texts of one line have one target, and are not each other's neighbours.
+    """
+    same = line[:, None] == line[None, :]
+
+    def neighbours(x: Tensor) -> Tensor:
+        unit = F.normalize(x, dim=1)
+        return torch.log_softmax((unit @ unit.T / TEMPERATURE).masked_fill(same, -1e4), 1)
+
+    wanted = neighbours(targets)
+    total = vectors.new_zeros(())
+    for dim in (SHORTEST, vectors.shape[1]):
+        total = total + F.kl_div(neighbours(vectors[:, :dim]), wanted, reduction="batchmean", log_target=True)
+    return total / 2
 
 
 def info_nce(
-    queries: Tensor, documents: Tensor, positive: Tensor, other: Tensor, dims: Sequence[int] = DIMENSIONS
+    queries: Tensor, documents: Tensor, positive: Tensor, other: Tensor, dims: Sequence[int]
 ) -> Tensor:
     """Mean over `dims` and queries of -log softmax(cosine / TEMPERATURE) at the query's positive.
 
@@ -58,4 +77,5 @@ def contrastive_loss(left: Tensor, right: Tensor, meaning: Tensor) -> Tensor:
     same = meaning[:, None] == meaning[None, :]
     same.fill_diagonal_(False)
     answer = torch.arange(len(left))
-    return (info_nce(left, right, answer, same) + info_nce(right, left, answer, same)) / 2
+    dims = SHORTEST, left.shape[1]
+    return (info_nce(left, right, answer, same, dims) + info_nce(right, left, answer, same, dims)) / 2

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_embed.training.wkv7 import wkv7
+from rwkv_embed.training.wkv7 import readout, wkv7
 
 N = 64
 LN_X_EPS = 64e-5
@@ -38,16 +38,9 @@ class Head(nn.Module):
         return out
 
 
-def spread(C: int) -> Tensor:
-    """An orthogonal matrix (C, C) that gives every head an equal share of every axis: where there is one of signs
-    alone (Hadamard), since that compresses to nothing, else a random one, about equal."""
-    if C & (C - 1):
-        random: Tensor = torch.linalg.qr(torch.randn(C, C)).Q
-        return random
-    signs = torch.ones(1, 1)
-    while len(signs) < C:
-        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
-    return signs / math.sqrt(C)
+def interleaved(C: int) -> Tensor:
+    """A permutation (C, C) that deals the axes to the heads in turn, so that each has strong and weak ones."""
+    return torch.eye(C).view(N, C // N, C).transpose(0, 1).reshape(C, C)
 
 
 def importance_reach(C: int) -> float:
@@ -77,9 +70,9 @@ class Bag(nn.Module):
         axis[-1] = 1.0
         self.register_buffer("bias", axis * reach)
         self.register_buffer("weight", axis.repeat(C // N, 1) * FIRM**2 / (2 * reach))
-        mix = spread(C)
-        self.register_buffer("value", mix * (1 - axis) * FIRM)
-        self.register_buffer("output", mix.T.contiguous() * FIRM)
+        dealt = interleaved(C)
+        self.register_buffer("value", dealt * (1 - axis) * FIRM)
+        self.register_buffer("output", dealt.T.contiguous() * FIRM)
         self.ln_x, self.ln_out = nn.GroupNorm(C // N, C, eps=LN_X_EPS), nn.LayerNorm(C)
         for norm in (self.ln_x, self.ln_out):
             norm.requires_grad_(False)
@@ -99,9 +92,12 @@ class Bag(nn.Module):
         """`rows` (U, C): the batch's distinct tokens; `index` (T,) into them; `starts` (B + 1,)."""
         x0 = F.layer_norm(rows, rows.shape[-1:])
         importance = (x0 + self.bias) @ self.weight[0]  # every head's
-        pooled = F.embedding_bag(index, x0 * importance[:, None], starts[:-1], mode="sum")
-        h = x0[index[starts[1:] - 1]] + self.ln_x(pooled @ self.value.T) @ self.output.T  # all end with EOS
-        vectors: Tensor = self.head(self.ln_out(h))
+        summed = F.embedding_bag(index, x0 * importance[:, None], starts[:-1], mode="sum")
+        return self.read_out(x0[index[starts[1:] - 1]], summed @ self.value.T)  # all end with EOS
+
+    def read_out(self, x_eos: Tensor, y: Tensor) -> Tensor:
+        """Vectors (B, C) of texts whose ends read `y` from the state."""
+        vectors: Tensor = self.head(self.ln_out(x_eos + self.ln_x(y) @ self.output.T))
         return vectors
 
 
@@ -154,7 +150,10 @@ class TimeMixing(nn.Module):
     def forward(
         self, x: Tensor, shifted: Tensor, v_first: Tensor, starts: Tensor, last: Tensor | None
     ) -> Any:
-        """(T, C) -> the output and v_first. With `last`, the output is wanted at those positions only."""
+        """(T, C) -> the output and v_first.
+
+        With `last` (n B,), one position of each text, n times over, the output is wanted at those alone.
+        """
         p: Any = self  # parameters were registered by name
         C, H = x.shape[1], x.shape[1] // N
         delta = shifted - x
@@ -178,11 +177,26 @@ class TimeMixing(nn.Module):
             v = v + (v_first - v) * torch.sigmoid(p.v0.view(C) + (xv @ p.v1) @ p.v2)
         removal = F.normalize((k * p.k_k.view(C)).view(-1, H, N), dim=-1).flatten(1)
         k = k * (1 + (a - 1) * p.k_a.view(C))
-        queries = r if last is None else torch.zeros_like(k).index_copy(0, last, r)
-        y = at_last(wkv7(queries, w, k, v, -removal, removal * a, starts))
+        if last is None:
+            y = wkv7(r, w, k, v, -removal, removal * a, starts)
+        else:
+            first, texts = starts[:-1], len(starts) - 1
+            y = torch.cat(
+                [
+                    pooled(v, readout(at, w, k, -removal, removal * a, first, ends + 1), first)
+                    for at, ends in zip(r.split(texts), last.split(texts), strict=True)
+                ]
+            )
         y = self.ln_x(y)
         bonus = ((r * at_last(k)).view(-1, H, N) * self.r_k).sum(-1, keepdim=True) * at_last(v).view(-1, H, N)
         return self.output((y + bonus.flatten(1)) * g), v_first
+
+
+def pooled(v: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+    """(B, C) sums of the texts' values (T, C) times their weights (T, H); texts begin at `first` (B,)."""
+    weighted = v.view(len(v), -1, N) * weights[:, :, None]
+    sums: Tensor = F.embedding_bag(torch.arange(len(v)), weighted.flatten(1), first, mode="sum")
+    return sums
 
 
 class ChannelMixing(nn.Module):
@@ -244,7 +258,7 @@ class RWKV7Embedder(nn.Module):
     def _read_out(self, block: Any, x: Tensor, v_first: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         """The last layer: every token enters the state, only EOS (and the one before it) is read."""
         h = block.ln1(x)
-        pairs = torch.cat([(ends - 1).clamp(min=0), ends])
+        pairs = torch.cat([torch.maximum(ends - 1, starts[:-1]), ends])
         y, _ = block.att(h, shift(h, starts), v_first, starts, pairs)
         x = x[pairs] + y
         before, at_eos = block.ln2(x).chunk(2)

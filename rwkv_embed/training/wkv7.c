@@ -4,6 +4,8 @@
        sa_i = sum_j S_ij a_j;   S_ij = S_ij w_j + sa_i b_j + v_i k_j;   y_i = sum_j S_ij r_j
    Inputs are (tokens, H, 64) float32; `starts` holds the first token of each sequence and, last, the number
    of tokens. The backward pass keeps the state at every CHUNK-th token and recomputes the ones between.
+   `readout` is for texts that are read at their ends alone: y = S r = sum_t v_t (k_t . u_t) with u = r at the
+   end and, from a token to the one before it, u_j = u_j w_j + a_j (b . u). O(N) a token and head, not O(N^2).
    Checked against autograd in float64: tests/training/test_training.py. */
 
 #include <stdlib.h>
@@ -101,5 +103,64 @@ void wkv7_backward(int sequences, int H, const long *starts, const float *R r, c
         }
       }
       free(kept);
+    }
+}
+
+static float dot(const float *R x, const float *R y) {
+  float sum = 0;
+  for (int i = 0; i < N; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+static void step_back(const float *R u, const float *R w, const float *R a, const float *R b, float *R next) {
+  const float seen = dot(b, u);
+  for (int i = 0; i < N; i++) next[i] = u[i] * w[i] + a[i] * seen;
+}
+
+/* weights (tokens, H) = k_t . u_t of sequences that end before `ends`; r (sequences, H, 64). */
+void readout_forward(int sequences, int H, const long *starts, const long *ends, const float *R r, const
+                     float *R w, const float *R k, const float *R a, const float *R b, float *R weights) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int s = 0; s < sequences; s++)
+    for (int h = 0; h < H; h++) {
+      float u[2][N];
+      memcpy(u[0], r + ((long)s * H + h) * N, sizeof u[0]);
+      int now = 0;
+      for (long t = ends[s] - 1; t >= starts[s]; t--, now = !now) {
+        const long at = (t * H + h) * N;
+        weights[t * H + h] = dot(k + at, u[now]);
+        step_back(u[now], w + at, a + at, b + at, u[!now]);
+      }
+    }
+}
+
+void readout_backward(int sequences, int H, const long *starts, const long *ends, const float *R r, const
+                      float *R w, const float *R k, const float *R a, const float *R b, const float *R dweights,
+                      float *R dr, float *R dw, float *R dk, float *R da, float *R db) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int s = 0; s < sequences; s++)
+    for (int h = 0; h < H; h++) {
+      const long begin = starts[s], length = ends[s] - begin;
+      float *us = malloc(sizeof(float) * N * (length + 1)); /* u after each token, and the one before the first */
+      memcpy(us + length * N, r + ((long)s * H + h) * N, sizeof(float) * N);
+      for (long t = length - 1; t >= 0; t--) {
+        const long at = ((begin + t) * H + h) * N;
+        step_back(us + (t + 1) * N, w + at, a + at, b + at, us + t * N);
+      }
+      float d[N] = {0}; /* gradient of u, from the beginning of the text to its end */
+      for (long t = 0; t < length; t++) {
+        const long token = (begin + t) * H + h, at = token * N;
+        const float *R u = us + (t + 1) * N;
+        const float seen = dot(b + at, u), removed = dot(a + at, d), g = dweights[token];
+        for (int i = 0; i < N; i++) {
+          dw[at + i] = d[i] * u[i];
+          da[at + i] = d[i] * seen;
+          db[at + i] = removed * u[i];
+          dk[at + i] = g * u[i];
+          d[i] = d[i] * w[at + i] + removed * b[at + i] + g * k[at + i];
+        }
+      }
+      memcpy(dr + ((long)s * H + h) * N, d, sizeof d);
+      free(us);
     }
 }

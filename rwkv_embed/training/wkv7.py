@@ -1,7 +1,8 @@
-"""The RWKV-7 recurrence as a differentiable torch function over packed sequences.
+"""The RWKV-7 recurrence as differentiable torch functions over packed sequences.
 
-`wkv7` runs the C kernel of `wkv7.c`, compiled once with the system's compiler and kept in the user's cache;
-without a compiler it runs `wkv7_reference`, which is also what the kernel is tested against.
+`wkv7` reads it at every position, `readout` gives what the texts' ends read from it. They run the C kernels of
+`wkv7.c`, compiled once with the system's compiler and kept in the user's cache; without a compiler they run
+`wkv7_reference` and `readout_reference`, which are also what the kernels are tested against.
 """
 
 import ctypes
@@ -67,31 +68,64 @@ def set_threads(threads: int) -> None:
         library.omp_set_num_threads(threads)  # the kernel's OpenMP may be another than torch's
 
 
+def readout_reference(
+    r: Tensor, w: Tensor, k: Tensor, a: Tensor, b: Tensor, starts: Tensor, ends: Tensor
+) -> Tensor:
+    """Token by token, from the end of each text. Arguments and result are those of `readout`."""
+    T, H = k.shape[0], k.shape[1] // N
+    w, k, a, b = (x.view(T, H, N) for x in (w, k, a, b))
+    weights = [k.new_zeros(H)] * T
+    for text, (begin, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        u = r[text].view(H, N)
+        for t in reversed(range(begin, end)):
+            weights[t] = (k[t] * u).sum(1)
+            u = u * w[t] + a[t] * (b[t] * u).sum(1, keepdim=True)
+    return torch.stack(weights)
+
+
 class _WKV7(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         *tensors, starts = (x.contiguous() for x in inputs)
         ctx.save_for_backward(*tensors, starts)
         y = torch.empty_like(tensors[0])
-        _call("wkv7_forward", starts, [*tensors, y])
+        _call("wkv7_forward", len(starts) - 1, [starts], [*tensors, y])
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         *tensors, starts = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in tensors]
-        _call("wkv7_backward", starts, [*tensors, grad_outputs[0].contiguous(), *grads])
+        _call("wkv7_backward", len(starts) - 1, [starts], [*tensors, grad_outputs[0].contiguous(), *grads])
         return (*grads, None)
 
 
-def _call(name: str, starts: Tensor, tensors: list[Tensor]) -> None:
-    library, pointers = kernel(), [ctypes.c_void_p(x.data_ptr()) for x in tensors]
-    assert (
-        library is not None and all(x.dtype == torch.float32 for x in tensors) and starts.dtype == torch.int64
-    )
-    getattr(library, name)(
-        len(starts) - 1, tensors[0].shape[1] // N, ctypes.c_void_p(starts.data_ptr()), *pointers
-    )
+class _Readout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        *tensors, starts, ends = (x.contiguous() for x in inputs)
+        ctx.save_for_backward(*tensors, starts, ends)
+        k = tensors[2]
+        weights = torch.zeros(k.shape[0], k.shape[1] // N)
+        _call("readout_forward", len(starts), [starts, ends], [*tensors, weights])
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        *tensors, starts, ends = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in tensors]
+        _call(
+            "readout_backward", len(starts), [starts, ends], [*tensors, grad_outputs[0].contiguous(), *grads]
+        )
+        return (*grads, None, None)
+
+
+def _call(name: str, texts: int, positions: list[Tensor], tensors: list[Tensor]) -> None:
+    library = kernel()
+    assert library is not None and all(x.dtype == torch.float32 for x in tensors)
+    assert all(x.dtype == torch.int64 for x in positions)
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in positions + tensors]
+    getattr(library, name)(texts, tensors[0].shape[1] // N, *pointers)
 
 
 def wkv7(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, starts: Tensor) -> Tensor:
@@ -99,3 +133,14 @@ def wkv7(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, start
     run = wkv7_reference if kernel() is None else _WKV7.apply
     y: Tensor = run(r, w, k, v, a, b, starts)
     return y
+
+
+def readout(r: Tensor, w: Tensor, k: Tensor, a: Tensor, b: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """What the texts' ends read, without the states between: (T, H) weights of the tokens' values for each head.
+
+    r (B, C) is what reads, the others (T, C) are as in `wkv7`, whose y at the end of a text is the sum of v_t
+    times the weight of t. Text i is the tokens from starts[i] to before ends[i]; tokens of no text have weight 0.
+    """
+    run = readout_reference if kernel() is None else _Readout.apply
+    weights: Tensor = run(r, w, k, a, b, starts, ends)
+    return weights

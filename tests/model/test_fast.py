@@ -264,7 +264,7 @@ def test_the_bundled_model_is_the_reference():
     hidden, _ = FastRWKV7(stored).hidden([tokens[text] for text in texts], return_states=False)
     for text, row in zip(texts, hidden, strict=True):
         expected = reference(tensors, text)[0][-1]
-        np.testing.assert_allclose(row, expected, atol=1e-5)
+        np.testing.assert_allclose(row, expected, atol=2e-5)
         assert row @ expected / np.linalg.norm(row) / np.linalg.norm(expected) > 0.999999
 
 

@@ -143,18 +143,20 @@ typedef struct { /* products of the token-shifted input, (T, C); w and a may be 
 } Products;
 
 /* Gates of N channels from c0 on, at the position whose products begin at `at`: the decay, the rate at which the old
- * value is removed, and the strength of the new key. Source: RWKV-7 "Goose", arXiv:2503.14456, and the PyPI package
- * `rwkv`. */
-INLINE void gates(const Layer *p, const Products *x, int64_t at, int64_t c0, int64_t N, float *w, float *rate,
-                  float *strength) {
+ * value is removed, and the strength of the new key. Those without products are the same at every position: they are
+ * found at the first one that is gone through. Source: RWKV-7 "Goose", arXiv:2503.14456, and the PyPI package `rwkv`. */
+INLINE void gates(const Layer *p, const Products *x, int is_first, int64_t at, int64_t c0, int64_t N, float *w,
+                  float *rate, float *strength) {
+    if (is_first || x->w)
 #pragma omp simd
-    for (int64_t i = 0; i < N; i++) /* 0.606531 = exp(-0.5), as in PyPI rwkv */
-        w[i] = exp_small(-0.606531f * sigmoid_(p->w0[c0 + i] + (x->w ? x->w[at + i] : 0.0f)));
+        for (int64_t i = 0; i < N; i++) /* 0.606531 = exp(-0.5), as in PyPI rwkv */
+            w[i] = exp_small(-0.606531f * sigmoid_(p->w0[c0 + i] + (x->w ? x->w[at + i] : 0.0f)));
+    if (is_first || x->a)
 #pragma omp simd
-    for (int64_t i = 0; i < N; i++) {
-        rate[i] = sigmoid_(p->a0[c0 + i] + (x->a ? x->a[at + i] : 0.0f));
-        strength[i] = 1.0f + (rate[i] - 1.0f) * p->k_a[c0 + i];
-    }
+        for (int64_t i = 0; i < N; i++) {
+            rate[i] = sigmoid_(p->a0[c0 + i] + (x->a ? x->a[at + i] : 0.0f));
+            strength[i] = 1.0f + (rate[i] - 1.0f) * p->k_a[c0 + i];
+        }
 }
 
 #define LEAST_SQUARE 1e-24f /* of a removal key's length, which is divided by */
@@ -198,11 +200,11 @@ INLINE void step(float *S, int64_t N, const Token *token, int read, float *y) {
     for (; i0 < N; i0 += LANES) step_columns(S, N, token, i0, 1, read, y);
 }
 
-/* One head at the position whose products begin at `at`; gates without products are the same at every position. */
+/* One head at the position whose products begin at `at`. */
 INLINE void prepare(Token *token, const Layer *p, const Products *x, int is_first, int64_t at, int64_t c0, int64_t N) {
     const float *k = x->k + at, *k_k = p->k_k + c0;
     float square = 0.0f;
-    if (is_first || x->w || x->a) gates(p, x, at, c0, N, token->w, token->rate, token->strength);
+    gates(p, x, is_first, at, c0, N, token->w, token->rate, token->strength);
 #pragma omp simd reduction(+ : square)
     for (int64_t i = 0; i < N; i++) {
         const float kk = k[i] * k_k[i];
@@ -336,12 +338,11 @@ EXPORT FOR_EACH_CPU void rwkv_backward(int64_t n, const int64_t *starts, const i
                                        float *u, float *own, float *c, float *y) {
     const int64_t T = starts[n], C = H * N;
     float *w = scratch, *rate = scratch + C, *strength = scratch + 2 * C;
-    if (!x->w && !x->a) gates(p, x, 0, 0, C, w, rate, strength);
     for (int64_t s = 0; s < n; s++) {
         const int64_t row = row_starts[s], rows = row_starts[s + 1] - row;
         for (int64_t t = starts[s + 1] - 1; t >= starts[s]; t--) {
             const int64_t joining = rows - (starts[s + 1] - t + after); /* the vector that begins here, if any */
-            if (x->w || x->a) gates(p, x, t * C, 0, C, w, rate, strength);
+            gates(p, x, t == starts[s + 1] - 1, t * C, 0, C, w, rate, strength);
             if (N == 64) token_back(t, T, row, rows, joining, H, 64, p, x, w, rate, strength, u, own, c, y);
             else token_back(t, T, row, rows, joining, H, N, p, x, w, rate, strength, u, own, c, y);
         }
