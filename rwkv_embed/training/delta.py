@@ -21,17 +21,10 @@ from rwkv_embed.training.model import FIRM, Bag, N, RWKV7Embedder, pooled
 from rwkv_embed.training.wkv7 import readout
 
 RANK = 32  # of the rates' low-rank matrices; one of them is for the importance
-EXPECTED = (
-    0.02  # the importance's share of a removal key: so little that removal hardly touches the importance
-)
-RATE, SLOPE = (
-    0.25,
-    3.0,
-)  # of removal for a token of importance 1, and how it falls with the importance, as a logit
+EXPECTED = 0.02  # the importance's share of a removal key: little, so that removal hardly touches the importance
+RATE, SLOPE = 0.25, 3.0  # of removal, for a token of importance 1; the rate's logit falls with the importance
 FORGOTTEN = 0.01  # of -log decay / 0.61 a token
-STEADY = (
-    30.0  # Adam's steps do not depend on a parameter's size: so many times smaller are those of large ones
-)
+STEADY = 30.0  # keys and what reads them move so many times slower than the rest: Adam's steps have one size
 LOG_DECAY = -math.exp(-0.5)
 
 
