@@ -6,7 +6,7 @@
    of tokens. The backward pass keeps the state at every CHUNK-th token and recomputes the ones between.
    `readout` is for texts that are read at their ends alone: y = S r = sum_t v_t (k_t . u_t) with u = r at the
    end and, from a token to the one before it, u_j = u_j w_j + a_j (b . u). O(N) a token and head, not O(N^2).
-   Checked against autograd in float64: tests/training/test_training.py. */
+   Checked against autograd in float64: tests/training/test_recurrence.py. */
 
 #include <stdlib.h>
 #include <string.h>

@@ -338,11 +338,13 @@ EXPORT FOR_EACH_CPU void rwkv_backward(int64_t n, const int64_t *starts, const i
                                        float *u, float *own, float *c, float *y) {
     const int64_t T = starts[n], C = H * N;
     float *w = scratch, *rate = scratch + C, *strength = scratch + 2 * C;
+    int is_first = 1;
     for (int64_t s = 0; s < n; s++) {
         const int64_t row = row_starts[s], rows = row_starts[s + 1] - row;
         for (int64_t t = starts[s + 1] - 1; t >= starts[s]; t--) {
             const int64_t joining = rows - (starts[s + 1] - t + after); /* the vector that begins here, if any */
-            gates(p, x, t == starts[s + 1] - 1, t * C, 0, C, w, rate, strength);
+            gates(p, x, is_first, t * C, 0, C, w, rate, strength);
+            is_first = 0;
             if (N == 64) token_back(t, T, row, rows, joining, H, 64, p, x, w, rate, strength, u, own, c, y);
             else token_back(t, T, row, rows, joining, H, N, p, x, w, rate, strength, u, own, c, y);
         }
