@@ -67,10 +67,14 @@ Log = Callable[[dict[str, Any]], None]
 
 
 def encode(
-    module: nn.Module, table: TokenTable, packed: Tensor, starts: Tensor
+    module: nn.Module, table: TokenTable, packed: Tensor, starts: Tensor, frozen: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct tokens of the batch, their rows (which get the gradient), and the texts' vectors (B, C)."""
+    """Distinct tokens of the batch, their rows (which get the gradient), and the texts' vectors (B, C).
+
+    `frozen`: the rows get none, and what depends on nothing else is not kept for it.
+    """
     distinct, rows, index = table.gather(packed)
+    rows.requires_grad_(not frozen)
     return distinct, rows, module(table.read(distinct, rows), index, starts)
 
 
@@ -146,7 +150,7 @@ def train(
     while progress["minutes"] < schedule.minutes:
         distilled, pairs, tokens = objective.draw()
         packed, starts = (torch.from_numpy(x) for x in pack(tokens, EOS))
-        distinct, used, vectors = encode(module, table, packed, starts)
+        distinct, used, vectors = encode(module, table, packed, starts, frozen=not schedule.table_rate)
         losses = torch.stack(objective.losses(vectors, distilled, pairs))
         optimizer.zero_grad(set_to_none=True)
         (losses @ weights).backward()

@@ -1,0 +1,79 @@
+"""Axes: whitening, widening, mixing."""
+
+
+import numpy as np
+import pytest
+import torch
+from samples import small_bag
+
+from rwkv_embed.training import finish, loop
+from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.finish import mix, whiten
+from rwkv_embed.training.model import Head, importance_of
+from rwkv_embed.training.table import TokenTable
+
+
+def test_principal_axes_are_softened_by_their_deviation() -> None:
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.normal(size=(3, 3)))[0]
+    vectors = (random.normal(size=(20_000, 3)) * [1.0, 9.0, 4.0] @ turn).astype(np.float32)
+    for whitening in (0.0, 0.5, 1.0):
+        turned = vectors @ principal_axes(vectors, whitening)
+        assert turned.std(0) == pytest.approx(np.array([9.0, 4.0, 1.0]) ** (1 - whitening), rel=0.02)
+        assert np.corrcoef(turned.T) == pytest.approx(np.eye(3), abs=0.02)
+    counted = np.zeros(20_000, np.float32)
+    counted[:2] = 1.0
+    assert (
+        np.abs((vectors @ principal_axes(vectors, 0.0, counted))[:2, 2]).max() < 1e-2
+    )  # a plane through two
+
+
+@pytest.mark.parametrize("power", [0.0, 0.35])
+def test_whitening_takes_the_mean_away_and_evens_the_axes_out(power: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 128, generator=generator)
+    head = Head(128)
+    with torch.no_grad():
+        head.norm.weight.copy_(torch.linspace(4, 1, 128))
+        head.norm.bias.fill_(0.3)
+        before = head(inputs)
+        whiten(head, before, power)
+        after = head(inputs)
+    assert after.mean(0).abs().max() < 1e-5
+    spread = [x.std(0) / x.std(0).mean() for x in (before, after)]
+    assert torch.allclose(spread[1], spread[0] ** (1 - power), rtol=0.05)
+
+
+def likeness(vectors: torch.Tensor) -> torch.Tensor:
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors @ vectors.T
+
+
+def test_widened_rows_are_alike_where_both_of_their_sources_are(monkeypatch) -> None:
+    monkeypatch.setattr(finish, "SHORTEST", 64)
+    bag, generator = small_bag(), torch.Generator().manual_seed(3)
+    read, usage = torch.randn(50, 64, generator=generator), torch.rand(50, generator=generator)
+    rows = bag.emb.detach()
+    both = torch.cat([rows[:, :-1] * bag.head.norm.weight.detach()[:-1], read], 1).split([127, 64], 1)
+    wanted = sum(
+        share**2 * likeness(part) for share, part in zip((1.0, finish.READ_SHARE), both, strict=True)
+    )
+    wide = finish.widen(bag, rows, read, usage, 192)
+    assert wide.emb.shape == (50, 192)  # 127 + 64 axes and the importance
+    assert torch.allclose(likeness(wide.emb.detach()[:, :64]), likeness(both[0][:, :64]), atol=1e-4)
+    assert torch.allclose(likeness(wide.emb.detach()[:, :-1]), wanted / wanted[0, 0], atol=1e-4)
+    importance = importance_of(bag, rows)
+    assert torch.allclose(importance_of(wide, wide.emb.detach()), importance, atol=0.05)
+    assert importance.min() < 0.1 and importance.max() > 0.9
+
+    monkeypatch.setattr(finish, "READ_SHARE", 0.0)  # then the texts are as alike as before
+    alone = finish.widen(bag, rows, read, usage, 192)
+    packed, starts = torch.tensor([5, 6, 7, 0, 8, 0, 9, 10, 5, 12, 13, 0]), torch.tensor([0, 4, 6, 12])
+    before, after = (likeness(loop.encode(b, TokenTable(b.emb), packed, starts)[2]) for b in (bag, alone))
+    assert torch.allclose(before, after, atol=0.05) and before.min() < 0.5
+
+
+def test_the_mixed_table_lies_between_the_two() -> None:
+    assert mix(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 7.0]])).tolist() == [
+        [pytest.approx(0.35), pytest.approx(0.65)]
+    ]
