@@ -159,6 +159,17 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise
 
 
+def share_of_rate(parameter: Tensor, C: int) -> float:
+    """What part of the rate a parameter of a model of width C learns with: less, the smaller its numbers are.
+
+    Adam's steps have one size. A matrix whose numbers are far below 1 / sqrt(C), as in the bundled model what
+    asks the state at a text's end, would be another one after a few of them. What is zero starts from nothing: all
+    of it.
+    """
+    size = float(parameter.detach().square().mean().sqrt()) * C**0.5
+    return min(1.0, size) if size else 1.0
+
+
 class Reader:
     """Texts to the tokens that the model reads, prompt and end of text included."""
 
@@ -185,7 +196,9 @@ class _Run:
         self.trainable, self.reader, self.dims = trainable, reader, dims
         self.options, self.watch = options, watch
         self.parameters = list(trainable.module.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.0)
+        C = trainable.table.weight.shape[1]
+        groups = [{"params": [p], "share": share_of_rate(p, C)} for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
         self.part_tokens = GRAPH_FLOATS // _floats_per_token(trainable.module)
         self.epochs: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
@@ -203,7 +216,7 @@ class _Run:
                 losses = []
                 for i in range(batches):
                     done = (number - 1) * batches + i
-                    losses.append(self._step(shuffled[i::batches], right, _share_of_rate(done, steps)))
+                    losses.append(self._step(shuffled[i::batches], right, _falling(done, steps)))
                     self.watch.step(done + 1, steps, losses[-1])
                 score, mrr = self._validate(validation)
                 better = score > record
@@ -239,7 +252,7 @@ class _Run:
         loss, distinct, grad = self._backward(texts, loss_of)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.trainable.table.update(distinct, grad, TABLE_RATE * rate)
         return loss
@@ -315,7 +328,7 @@ def right_texts(pairs: Sequence[Pair]) -> dict[str, set[str]]:
     return right
 
 
-def _share_of_rate(done: int, steps: int) -> float:
+def _falling(done: int, steps: int) -> float:
     """Up to 1 while warming up, then down to 0."""
     return min((done + 1) / (WARM_UP * steps), 1.0, (steps - done) / steps)
 

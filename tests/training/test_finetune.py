@@ -15,7 +15,7 @@ from rwkv_embed.errors import CheckpointError, NotImproved, TrainingDataError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.quantize import Int8Ranges
 from rwkv_embed.training import finetune as module
-from rwkv_embed.training.finetune import Epoch, Options, Reader, Watch, finetune
+from rwkv_embed.training.finetune import Epoch, Options, Reader, Watch, finetune, share_of_rate
 from rwkv_embed.training.loss import TEMPERATURE, info_nce
 from rwkv_embed.training.pairs import Pair, read_pairs, split
 from rwkv_embed.training.trainable import Trainable, open_trainable, save_trainable
@@ -130,6 +130,14 @@ def small_run(tmp_path: Path, **options: Any) -> module._Run:
 
 
 PAIRS = [Pair("one", "eins", ("zwei",)), Pair("two", "zwei"), Pair("three", "drei"), Pair("one", "uno")]
+
+
+def test_small_numbers_learn_slowly_and_zeros_do_not() -> None:
+    def share(size: float) -> float:
+        return share_of_rate(torch.tensor([[size, -size], [-size, size]]), 16)
+
+    assert [share(0.25), share(8.0), share(0.0)] == [1.0, 1.0, 1.0]
+    assert share(0.0025) == pytest.approx(0.01)
 
 
 def test_steps_lower_the_loss(tmp_path: Path) -> None:
