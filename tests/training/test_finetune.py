@@ -304,6 +304,10 @@ def test_made_up_words_get_a_meaning(files: tuple[str, str], tmp_path: Path, mon
     right = [word for word, texts in MEANINGS.items() if first[word] == texts[0]]
     assert len(right) >= 3, first  # by chance it is one
 
+    strangers = ["The court heard the appeal on Monday.", "Wir fahren morgen früh nach Hause.", "今天下雨了。"]
+    old, new = (Embedder(model).encode_document(strangers) for model in (None, output))
+    assert (old * new).sum(1).min() > 0.97  # what has nothing to do with the pairs stays where it was
+
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
     """Also that nothing is left when there is no best yet."""
