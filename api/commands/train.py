@@ -33,7 +33,11 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Times that every pair is seen, at most.")] = 10,
     batch_size: Annotated[int, typer.Option(min=2, help="Pairs that are compared with each other.")] = 64,
     rate: Annotated[
-        float, typer.Option(min=0.0, help="Learning rate of the matrices; token vectors get 300 times that.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="Learning rate of matrices, lower for those of small numbers; token vectors get 300 times that.",
+        ),
     ] = 3e-5,
     validation: Annotated[
         str,

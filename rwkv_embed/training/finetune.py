@@ -45,7 +45,9 @@ Ended = Literal["all epochs", "patience", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`batch_size` is in pairs; `rate` of the matrices; `patience` in epochs without a better validation."""
+    """`batch_size` is in pairs; `rate` of the matrices, see `share_of_rate`; `patience` in epochs without a
+    better validation.
+    """
 
     epochs: int = 10
     batch_size: int = 64

@@ -1,7 +1,10 @@
 """The measuring scripts: what they count, checked by hand on a few made-up results."""
 
+import json
+
 import pytest
 
+from benchmarks.fine_tuning import write_pairs
 from benchmarks.sample_answers import Case, counts, shown
 from benchmarks.tune_fusion import Asked, Task, best, dense, lexical, mean_gain, ranks, report, scores
 from indexer.types import Answer, Citation
@@ -66,3 +69,16 @@ def test_answers_are_counted():
         "| **all** | 3 | 1 | 1 | 1 | 2 | 1 |",
     ]
     assert shown(cases[:1]).splitlines()[2] == "| Who? | It was Ada \\| Lovelace. | T (`right.md`) | ✓ |"
+
+
+def test_questions_of_three_languages_validate_and_passages_are_titles_and_first_paragraphs(tmp_path):
+    assert write_pairs(tmp_path) == {"train": 413, "validation": 165}
+    pairs = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("train", "validation")
+    }
+    assert {len(pairs[name]) for name in pairs} == {413, 165}
+    assert not {pair["query"] for pair in pairs["train"]} & {pair["query"] for pair in pairs["validation"]}
+    asked = [pair["positive"] for pair in pairs["train"] if pair["query"].startswith("How does water travel")]
+    assert "El ciclo del agua\n" in "".join(asked) and len(asked) > 3
+    assert all(len(text.split("\n", 1)[1]) <= 400 and "#" not in text for text in asked)

@@ -60,9 +60,12 @@ def sources(rows: contrast.Rows) -> loop.Sources:
     return loop.Sources(texts, targets / np.linalg.norm(targets, axis=1, keepdims=True), rows)
 
 
-def test_training_resumes_where_it_stopped(rows: contrast.Rows, tmp_path: Path) -> None:
+def test_training_resumes_where_it_stopped(rows: contrast.Rows, tmp_path: Path, monkeypatch) -> None:
+    """Steps are counted on, tokens too; a run whose time is over takes no further step."""
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
     entries: list[dict[str, float]] = []
-    for minutes in (0.02, 0.04):
+    stopped = []
+    for minutes in (0.02, 0.02, 0.08):
         torch.manual_seed(0)
         bag = Bag(torch.randn(300, 384), torch.rand(300))
         loop.train(
@@ -73,10 +76,12 @@ def test_training_resumes_where_it_stopped(rows: contrast.Rows, tmp_path: Path) 
             tmp_path / "bag.pt",
             entries.append,
         )
-    progress = torch.load(tmp_path / "bag.pt", weights_only=True)["progress"]
-    assert 0.04 <= progress["minutes"] < 0.2
-    assert progress["minutes"] > 0.02 and progress["step"] >= 2
-    assert json.dumps(entries)  # plain numbers only
+        stopped.append(torch.load(tmp_path / "bag.pt", weights_only=True)["progress"])
+    assert stopped[1] == stopped[0] and stopped[2]["step"] > stopped[0]["step"] >= 1
+    assert 0.02 <= stopped[0]["minutes"] < 0.08 <= stopped[2]["minutes"] < 0.4
+    assert [entry["step"] for entry in entries] == list(range(1, stopped[2]["step"] + 1))
+    assert entries[-1]["tokens"] == stopped[2]["tokens"] > stopped[0]["tokens"]
+    assert json.loads(json.dumps(entries)) == entries  # plain numbers only
 
 
 def test_a_frozen_table_stays_and_what_pools_it_learns(rows: contrast.Rows, tmp_path: Path) -> None:
