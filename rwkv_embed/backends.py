@@ -19,6 +19,7 @@ from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import RANGES, ModelFiles
 from rwkv_embed.pooling import Head
+from rwkv_embed.sums import DTYPES as SUMS
 from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
 
 def _is_plain(checkpoint: "Checkpoint") -> bool:
     """Whether nothing is packed but the token table."""
-    plain = (entry for name, entry in checkpoint.tensors.items() if name != "emb.weight" or not entry.packed)
+    tensors = {name: entry for name, entry in checkpoint.tensors.items() if name not in SUMS}
+    plain = (entry for name, entry in tensors.items() if name != "emb.weight" or not entry.packed)
     return all(entry.dtype in ("F16", "BF16", "F32") for entry in plain)
 
 

@@ -15,6 +15,7 @@ from rwkv_embed.checkpoint import Checkpoint, Packed, open_checkpoint
 from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.hub import ModelFiles
+from rwkv_embed.sums import DTYPES as SUMS
 from rwkv_embed.tensor_files import NewTensor, write_safetensors
 from rwkv_embed.tokenizer import describe_tokenizer
 
@@ -81,7 +82,9 @@ def describe(path: str | Path) -> ModelInfo:
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     dtypes: dict[str, int] = {}
-    for entry in checkpoint.tensors.values():
+    for name, entry in checkpoint.tensors.items():
+        if name in SUMS:
+            continue  # which rows, not what they are
         dtypes[entry.stored_as] = dtypes.get(entry.stored_as, 0) + prod(entry.shape)
     return ModelInfo(
         path=str(path),
@@ -216,6 +219,8 @@ def _new_tensors(
 ) -> list[NewTensor]:
     """One tensor as planned: plain, or those of a packed matrix."""
     entry = checkpoint.tensors[name]
+    if name in SUMS:
+        return [NewTensor(new_name, entry.dtype, entry.shape, lambda: checkpoint.get_stored(name))]
     if dtype is None and entry.packed is not None:
         return _kept_packed(checkpoint, name, new_name, entry.packed)
     big = len(entry.shape) == 2 and name.endswith(".weight") and not name.startswith(("head.0", "head.2"))

@@ -3,7 +3,8 @@
 Packagings: official `.pth` (a zip, memory-mapped, `weights_only`), `.safetensors`, several shards with an
 index, and Hugging Face folders. Whatever the packaging, a Checkpoint speaks official names (layout.py).
 
-A matrix X may be stored packed, as `X.int8` with `X.scale` or as `X.coded` with five more: see packing.py.
+A matrix X may be stored packed, as `X.int8` with `X.scale` or as `X.coded` with five more: see packing.py. The
+last tokens may have no row in `emb.weight`, but be sums of rows: see sums.py.
 
 Importing this module does not import torch, and a `.safetensors` file can be described without it.
 """
@@ -32,6 +33,8 @@ from rwkv_embed.layout import (
 from rwkv_embed.ops.fast.choice import load_kernels
 from rwkv_embed.ops.fast.compiled import CompiledKernels
 from rwkv_embed.packing import PACKINGS, PARTS, Packing, packed_shape
+from rwkv_embed.sums import DTYPES as SUMS
+from rwkv_embed.sums import Sums
 from rwkv_embed.tensor_files import PthFile, SafetensorsFile, TensorFile
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ _PACKED_DTYPES = {
     "coded": ("U8",), "starts": ("U32",), "classes": ("U8",), "groups": ("U8",), "counts": ("U16",),
     "values": ("F32",),
 }  # fmt: skip
+_SUM_DTYPES = {"emb.parts": ("U16",), "emb.shares": ("U8",), "emb.lengths": ("U8",)}
 # After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
 # (to another type) never has much more than this of its file in memory.
 _RELEASE_AFTER_BYTES = 256 << 20
@@ -140,6 +144,17 @@ class Checkpoint:
         self._coded_matrix(name, parts)
         return parts
 
+    def sums(self) -> Sums | None:
+        """The tokens that are sums of rows of `emb.weight`, checked; None when each has a row of its own."""
+        tensors = {name: self.get_stored(name).numpy() for name in SUMS if name in self.tensors}
+        sums: Sums | None = self._named(lambda: Sums.from_tensors(tensors, self.shape("emb.weight")[0]))
+        return sums
+
+    def get_stored(self, name: str) -> "Tensor":
+        """A tensor that is no matrix of weights, as it is in the file."""
+        entry = self.tensors[name]
+        return self._read(entry.file, entry.source.name)
+
     def _coded_matrix(self, name: str, parts: "dict[str, Tensor]") -> CodedMatrix:
         arrays = {ending: tensor.numpy() for ending, tensor in parts.items()}
         matrix: CodedMatrix = self._named(lambda: CodedMatrix.from_tensors(name, arrays))
@@ -224,7 +239,7 @@ class Checkpoint:
 
         for name, entry in self.tensors.items():
             if entry.packed is None:
-                check(name, entry.dtype, _WEIGHT_DTYPES)
+                check(name, entry.dtype, _SUM_DTYPES.get(name, _WEIGHT_DTYPES))
                 continue
             for ending, part in entry.packed.parts.items():
                 check(f"{name}.{ending}", entry.file.tensors[part].dtype, _PACKED_DTYPES[ending])

@@ -1,6 +1,6 @@
 """Coded matrices: a matrix X (rows, columns) of few different values, stored in about as many bits as they tell.
 
-    X.coded    (n,) uint8                      16-bit words, little endian: one stream for each block of 16 rows
+    X.coded    (n,) uint8                      16-bit words, little endian: one stream for each block of two rows
     X.starts   (blocks + 1,) uint32            the word at which each block's stream begins; the last is n / 2
     X.classes  (rows,) uint8                   each row's class
     X.groups   (columns,) uint8                each column's group
@@ -35,13 +35,13 @@ DTYPES = {
     "counts": "uint16", "values": "float32",
 }  # fmt: skip
 
-BLOCK = 16  # rows that are decoded together
+BLOCK = 2  # rows that are decoded together
 SYMBOLS = 64
 _BITS = 12
 _TOTAL = 1 << _BITS  # of the counts of one class and group
 _LANES = 2  # states that take turns
 _LOWEST = 1 << 16  # of a state
-_BLOCKS_AT_ONCE = 1024  # of a whole matrix: about 40 MB on the way
+_BLOCKS_AT_ONCE = 8192  # of a whole matrix: about 40 MB on the way
 
 Shape = tuple[int, ...]
 
@@ -82,7 +82,7 @@ class CodedMatrix:
         return len(self.starts) - 1
 
     def decode_blocks(self, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Symbols (n, 16, columns) of blocks (n,); rows past the matrix's end mean nothing."""
+        """Symbols (n, BLOCK, columns) of blocks (n,); rows past the matrix's end mean nothing."""
         rows, columns = self.shape
         at, ends = self.starts[blocks].astype(np.int64), self.starts[blocks + 1]
 

@@ -4,7 +4,8 @@ A checkpoint carries no header: its generation and sizes follow from the names a
 alone, as in the reference implementation (https://github.com/BlinkDL/ChatRWKV). The tables below are the
 whole knowledge of names; letters stand for sizes:
 
-    V vocabulary   C n_embd   A attention width = H x N   H heads   N head size   F feed-forward width
+    V vocabulary   R rows of the token table: V but for tokens that are sums (sums.py)
+    C n_embd   A attention width = H x N   H heads   N head size   F feed-forward width
     lower case: a rank (of a low-rank projection) that may differ from layer to layer
 
 Nothing here needs torch.
@@ -18,6 +19,8 @@ from typing import Literal
 from rwkv_embed.config import Kind, ModelConfig, Version
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.packing import PACKINGS
+from rwkv_embed.sums import DTYPES as SUMS
+from rwkv_embed.sums import count_sums
 
 Shape = tuple[int, ...]
 Layout = Literal["official", "embedding-rwkv", "reranker", "transformers", "fla"]
@@ -85,7 +88,7 @@ _LAYER: dict[Version, Table] = {
     "6": _RWKV_6,
     "7": _RWKV_7,
 }
-_OUTER = _names("emb.weight", "V", "C") | _names("ln_out.weight ln_out.bias", "C")
+_OUTER = _names("emb.weight", "R", "C") | _names("ln_out.weight ln_out.bias", "C")
 _VOCABULARY_HEAD = _names("head.weight", "V", "C")
 _RANKING_HEAD = (
     _names("head.0.weight", "C", "C") | _names("head.0.bias", "C") | _names("head.2.weight", "1", "C")
@@ -233,7 +236,7 @@ def identify(shapes: Mapping[str, Shape]) -> ModelConfig:
     ]
     if bad:
         raise CheckpointError(f"the sizes of this RWKV-{version} checkpoint cannot be read: {'; '.join(bad)}")
-    vocab_size, n_embd = shapes["emb.weight"][:2]
+    rows, n_embd = shapes["emb.weight"][:2]
     n_att = shapes["blocks.0.att.key.weight"][0]
     n_head = _n_head(version, shapes)
     if n_head == 0 or n_att % n_head:
@@ -252,7 +255,7 @@ def identify(shapes: Mapping[str, Shape]) -> ModelConfig:
         n_head=n_head,
         head_size=n_att // n_head,
         n_ffn=shapes["blocks.0.ffn.key.weight"][0],
-        vocab_size=vocab_size,
+        vocab_size=rows + count_sums(shapes),
         kind=kind,
     )
 
@@ -305,7 +308,8 @@ def expected_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[st
 
     Ranks are taken from the tensors present; an absent one shows as 0.
     """
-    sizes = {"V": config.vocab_size, "C": config.n_embd, "A": config.n_att, "F": config.n_ffn}
+    sizes = {"V": config.vocab_size, "R": config.vocab_size - count_sums(shapes)}
+    sizes |= {"C": config.n_embd, "A": config.n_att, "F": config.n_ffn}
     sizes |= {"H": config.n_head, "N": config.head_size, "1": 1, "5": 5}
     expected: dict[str, tuple[Shape, bool]] = {}
 
@@ -320,6 +324,9 @@ def expected_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[st
             expected[full] = (shape, required)
 
     add("", _OUTER, True, {})
+    for name in SUMS:
+        if name in shapes:  # what they must be is for sums.py to say
+            expected[name] = (shapes[name], True)
     add("", _VOCABULARY_HEAD, config.kind == "language-model", {})
     if config.kind == "reranker":
         del expected["head.weight"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rwkv_embed.checkpoint import Checkpoint
 from rwkv_embed.config import Dtype
+from rwkv_embed.sums import Sums
 
 # Rows are widened in blocks of about this many float32 values (4 MB).
 _BLOCK_VALUES = 1 << 20
@@ -45,14 +46,29 @@ class Matrix:
 class TokenTable:
     """The embedding table, kept as stored (often memory-mapped): only the rows of the text are ever read."""
 
-    def __init__(self, values: Tensor, scale: Tensor | None = None) -> None:
+    def __init__(self, values: Tensor, scale: Tensor | None = None, sums: Sums | None = None) -> None:
         self.values = values
-        self.scale = scale  # (V, 1) of an int8 table
+        self.scale = scale  # (R, 1) of an int8 table
+        self.sums = sums
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Float32 rows (..., C) of integer tokens (...)."""
-        rows = self.values[tokens].float()
-        return rows if self.scale is None else rows * self.scale[tokens].float()
+        """Float32 vectors (..., C) of integer tokens (...)."""
+        if self.sums is None:
+            return self._rows(tokens)
+        rows, shares, places = expanded(self.sums, tokens.reshape(-1))
+        vectors = torch.zeros(tokens.numel(), self.values.shape[1])
+        vectors.index_add_(0, places, self._rows(rows) * shares[:, None])
+        return vectors.view(*tokens.shape, -1)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        values = self.values[rows].float()
+        return values if self.scale is None else values * self.scale[rows].float()
+
+
+def expanded(sums: Sums, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is added up for tokens (T,), see `Sums.expanded`."""
+    rows, shares, places = (torch.from_numpy(array) for array in sums.expanded(tokens.numpy()))
+    return rows, shares, places
 
 
 def row_blocks(values: Tensor) -> Iterator[slice]:
@@ -88,5 +104,5 @@ def load_matrix(checkpoint: Checkpoint, name: str, dtype: Dtype) -> Matrix:
 def load_token_table(checkpoint: Checkpoint) -> TokenTable:
     packed = checkpoint.get_packed("emb.weight", "int8")
     if packed is None:
-        return TokenTable(checkpoint.get("emb.weight"))
-    return TokenTable(packed["int8"], packed["scale"])
+        return TokenTable(checkpoint.get("emb.weight"), sums=checkpoint.sums())
+    return TokenTable(packed["int8"], packed["scale"], checkpoint.sums())

@@ -11,6 +11,7 @@ from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast.kernels import PANEL, Array, DecodedBlocks, Gates, Index, Norm, Products
 from rwkv_embed.ops.fast.narrow import quantize_columns, round_bfloat16
+from rwkv_embed.sums import Sums
 
 
 def _pointers(*names: str) -> list[tuple[str, type]]:
@@ -36,7 +37,8 @@ class _PackedGates:
 class _CodedPointers(ctypes.Structure):
     _fields_ = [
         *_pointers(
-            "words", "starts", "classes", "groups", "counts", "first", "symbol_of", "values", "symbols", "decoded"
+            "words", "starts", "classes", "groups", "counts", "first", "symbol_of", "values", "symbols", "decoded",
+            "parts", "shares", "sum_starts",
         ),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "n_groups", "in_panels")),
     ]  # fmt: skip
@@ -44,9 +46,10 @@ class _CodedPointers(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class _PackedCoded:
-    """`pointers` into `blocks` and its matrix, which must live as long."""
+    """`pointers` into `blocks`, its matrix and `sums`, which must live as long."""
 
     blocks: DecodedBlocks
+    sums: Sums | None
     pointers: _CodedPointers
 
 
@@ -141,15 +144,17 @@ class CompiledKernels:
             self._matmul(*sizes, *map(_at, (x, packed, out)))
         return out
 
-    def pack_coded(self, matrix: CodedMatrix) -> _PackedCoded:
+    def pack_coded(self, matrix: CodedMatrix, sums: Sums | None = None) -> _PackedCoded:
         m, blocks = matrix, DecodedBlocks.none_of(matrix)
         first_of_panel = np.arange(len(m.groups)) // PANEL * PANEL
         in_panels = len(m.groups) % PANEL == 0 and np.array_equal(m.groups, m.groups[first_of_panel])
-        arrays: tuple[NDArray, ...] = (
+        arrays: tuple[NDArray | None, ...] = (
             m.words, m.starts, m.classes, m.groups, m.counts, m.first, m.symbol_of, m.values,
             blocks.symbols, blocks.decoded,
+            *((sums.parts, sums.shares, sums.starts) if sums else (None, None, None)),
         )  # fmt: skip
-        return _PackedCoded(blocks, _CodedPointers(*map(_at, arrays), *m.shape, m.counts.shape[1], in_panels))
+        pointers = _CodedPointers(*map(_at, arrays), *m.shape, m.counts.shape[1], in_panels)
+        return _PackedCoded(blocks, sums, pointers)
 
     def coded_rows(self, tokens: Index, packed: _PackedCoded, out: Array) -> None:
         self._coded_rows(len(tokens), _at(tokens), ctypes.addressof(packed.pointers), _at(out))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.config import Dtype
+from rwkv_embed.sums import Sums
 
 Array = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -57,7 +58,7 @@ class DecodedBlocks:
     """What is known of a matrix that is decoded block by block; memory of the others is not touched."""
 
     matrix: CodedMatrix
-    symbols: NDArray[np.uint8]  # (blocks, 16, C)
+    symbols: NDArray[np.uint8]  # (blocks, BLOCK, C)
     decoded: NDArray[np.bool_]  # (blocks,), set after a block's symbols
 
     @classmethod
@@ -89,11 +90,12 @@ class Kernels(Protocol):
         With B x's, the matrix (K, B N) is B matrices (K, N) side by side, one for each.
         """
 
-    def pack_coded(self, matrix: CodedMatrix) -> Any:
-        """A coded matrix as `coded_rows` wants it; made once, at load, when nothing is decoded yet."""
+    def pack_coded(self, matrix: CodedMatrix, sums: Sums | None = None) -> Any:
+        """A coded matrix, and sums of its rows, as `coded_rows` wants them; made once, at load, when nothing is
+        decoded yet."""
 
     def coded_rows(self, tokens: Index, packed: Any, out: Array) -> None:
-        """out (T, C) = rows `tokens`; a block of rows is decoded when the first of them is asked for.
+        """out (T, C) = rows `tokens`, or sums of rows; a block of rows is decoded when the first is asked for.
 
         Several threads may ask.
         """

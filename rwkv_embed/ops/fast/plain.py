@@ -9,6 +9,7 @@ from rwkv_embed.coding import BLOCK, CodedMatrix
 from rwkv_embed.config import Dtype
 from rwkv_embed.ops.fast.kernels import Array, DecodedBlocks, Gates, Index, Norm, Products, read_positions
 from rwkv_embed.ops.fast.narrow import as_float32, quantize_columns, quantize_rows, round_bfloat16
+from rwkv_embed.sums import Sums
 
 LAYER_NORM_EPS = 1e-5
 GROUP_NORM_EPS = 64e-5
@@ -23,6 +24,21 @@ class _Matrix:
     matrix: Array
     scale: Array
     dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    blocks: DecodedBlocks
+    sums: Sums | None
+
+    def rows(self, rows: Index) -> Array:
+        """(n, C) of stored rows."""
+        known = self.blocks
+        blocks = np.unique(rows // BLOCK)
+        missing = blocks[~known.decoded[blocks]]
+        known.symbols[missing] = known.matrix.decode_blocks(missing)
+        known.decoded[missing] = True
+        return known.matrix.rows(rows, known.symbols.reshape(-1, known.symbols.shape[2])[rows])
 
 
 class NumpyKernels:
@@ -59,15 +75,11 @@ class NumpyKernels:
     def pack_gates(self, gates: Gates) -> Gates:
         return gates
 
-    def pack_coded(self, matrix: CodedMatrix) -> DecodedBlocks:
-        return DecodedBlocks.none_of(matrix)
+    def pack_coded(self, matrix: CodedMatrix, sums: Sums | None = None) -> "_Coded":
+        return _Coded(DecodedBlocks.none_of(matrix), sums)
 
-    def coded_rows(self, tokens: Index, packed: DecodedBlocks, out: Array) -> None:
-        blocks = np.unique(tokens // BLOCK)
-        missing = blocks[~packed.decoded[blocks]]
-        packed.symbols[missing] = packed.matrix.decode_blocks(missing)
-        packed.decoded[missing] = True
-        out[:] = packed.matrix.rows(tokens, packed.symbols.reshape(-1, out.shape[1])[tokens])
+    def coded_rows(self, tokens: Index, packed: "_Coded", out: Array) -> None:
+        out[:] = packed.sums.vectors(tokens, packed.rows) if packed.sums else packed.rows(tokens)
 
     def norm(self, x: Array, delta: Array | None, norm: Norm, out: Array) -> None:
         if delta is not None:

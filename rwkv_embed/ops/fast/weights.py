@@ -20,6 +20,7 @@ from rwkv_embed.errors import CheckpointError
 from rwkv_embed.ops.fast.kernels import PANEL, Array, Gates, Index, Kernels, Norm
 from rwkv_embed.ops.fast.narrow import as_float32
 from rwkv_embed.packing import PACKINGS, PARTS, packed_shape
+from rwkv_embed.sums import Sums
 
 STREAMS = "rwkvag"  # of time mixing, each with a token shift of its own
 Tensors = Mapping[str, NDArray]
@@ -27,16 +28,20 @@ Tensors = Mapping[str, NDArray]
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Token vectors (V, C) as stored: floats, or int8 with a scale (V, 1). Only rows in use are converted."""
+    """Token vectors (V, C): rows (R, C) as stored, floats or int8 with a scale (R, 1), and sums of them.
+
+    Only rows in use are converted.
+    """
 
     values: NDArray
     scale: NDArray | None
+    sums: Sums | None
 
     @property
     def shape(self) -> tuple[int, int]:
         """V and C."""
-        V, C = self.values.shape
-        return V, C
+        R, C = self.values.shape
+        return R + (len(self.sums) if self.sums else 0), C
 
     def packed(self, kernels: Kernels) -> "TokenTable":
         """The same table as the kernels want it."""
@@ -44,21 +49,24 @@ class TokenTable:
 
     def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
-        out[:] = self.values[tokens]
-        if self.scale is not None:
-            out *= self.scale[tokens].astype(np.float32)
+        out[:] = self.sums.vectors(tokens, self._stored) if self.sums else self._stored(tokens)
+
+    def _stored(self, rows: Index) -> Array:
+        values = self.values[rows].astype(np.float32)
+        return values if self.scale is None else values * self.scale[rows].astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class CodedTable:
-    """Token vectors (V, C) in a coded matrix, or in what the kernels made of it; see coding.py."""
+    """Token vectors (V, C) in a coded matrix and sums of its rows, or in what the kernels made of them."""
 
     matrix: Any
+    sums: Sums | None
     shape: tuple[int, int]
 
     def packed(self, kernels: Kernels) -> "CodedTable":
         """The same table as the kernels want it."""
-        return replace(self, matrix=kernels.pack_coded(self.matrix))
+        return replace(self, matrix=kernels.pack_coded(self.matrix, self.sums))
 
     def rows(self, tokens: Index, kernels: Kernels, out: Array) -> None:
         """out (T, C) = the vectors of `tokens` (T,), float32."""
@@ -227,15 +235,17 @@ def _token_table(take: "_Taker") -> TokenTable | CodedTable:
             continue
         if packing == "coded":
             matrix = CodedMatrix.from_tensors(name, found)
-            return CodedTable(matrix, matrix.shape)
+            rows, columns = matrix.shape
+            sums = take.sums(rows)
+            return CodedTable(matrix, sums, (rows + (len(sums) if sums else 0), columns))
         rows, _ = packed_shape(name, packing, {ending: tensor.shape for ending, tensor in found.items()})
-        return TokenTable(found["int8"], found["scale"].reshape(rows, 1))
+        return TokenTable(found["int8"], found["scale"].reshape(rows, 1), take.sums(rows))
     table = take.raw(name)
     if table is None or table.ndim != 2:
         raise CheckpointError(
             "no token table: expected emb.weight (V, C), or that packed (see packing.py)"
         )
-    return TokenTable(table, None)
+    return TokenTable(table, None, take.sums(len(table)))
 
 
 def _layer(take: "_Taker", i: int, C: int) -> Layer:
@@ -299,6 +309,10 @@ class _Taker:
 
     def raw(self, name: str) -> NDArray | None:
         return self._tensors.get(name)
+
+    def sums(self, rows: int) -> Sums | None:
+        """Those of a token table of so many rows."""
+        return Sums.from_tensors(self._tensors, rows)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
