@@ -102,9 +102,7 @@ class FileTokenizer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._table = cached_table(path)
-        if self._table is None:
-            self._rust  # noqa: B018  a file that is no tokenizer is refused here
-            cache_table(path)
+        if self._table is None and cache_table(path):
             self._table = cached_table(path)
         self.vocab_size: int = self._table.vocab_size if self._table else self._rust.get_vocab_size()
 

@@ -113,23 +113,27 @@ def cached_table(tokenizer_json: Path) -> UnigramTable | None:
     return None
 
 
-def cache_table(tokenizer_json: Path) -> None:
-    """Write the table of a tokenizer.json, if it can have one; a cache that cannot be written is done without."""
+def cache_table(tokenizer_json: Path) -> bool:
+    """Write the table of a tokenizer.json; False where it can have none, or the cache cannot be written."""
     data = tokenizer_json.read_bytes()
     if _library() is None or b'"Unigram"' not in data:  # reading megabytes of JSON is slow
-        return
-    settings = json.loads(data)
-    if _suits(settings):
-        with suppress(OSError):
+        return False
+    with suppress(OSError, ValueError):
+        settings = json.loads(data)
+        if _suits(settings):
             _write(settings["model"]["vocab"], _cache_path(data))
+            return True
+    return False
 
 
 def _suits(settings: dict[str, Any]) -> bool:
     """Whether it is a tokenizer as `training.vocabulary.build_tokenizer` makes it: unigram.c knows no other."""
-    model = settings.get("model", {})
+    model = settings.get("model", {}) if isinstance(settings, dict) else {}
     if model.get("type") != "Unigram" or not model.get("byte_fallback") or settings.get("added_tokens"):
         return False
     if settings.get("normalizer") != NORMALIZER or settings.get("pre_tokenizer") != PRE_TOKENIZER:
+        return False
+    if not all(isinstance(piece, str) and isinstance(score, float | int) for piece, score in model["vocab"]):
         return False
     pieces = {piece for piece, _ in model["vocab"]}
     return len(pieces) == len(model["vocab"]) and pieces.issuperset(f"<0x{byte:02X}>" for byte in range(256))

@@ -2,9 +2,10 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, align its tokens with their translations, widen it, round its table, train the delta rule that pools tokens,
-export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the
-aligned bag instead of what follows.
+it, align its tokens with their translations, widen it, take whole words in, round the rows that are kept and make
+the other tokens sums of them, train the delta rule that pools tokens, export WORK/model.safetensors and
+WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned bag instead of what
+follows.
 """
 
 import argparse
@@ -15,18 +16,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
-from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary
-from rwkv_embed.training.align import moved, translation_table
+from rwkv_embed.tokenizer import Tokenizer
+from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary, words
+from rwkv_embed.training.align import OF_PIECES, moved
 from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.delta import DeltaBag
-from rwkv_embed.training.finish import TRAINED_WHITENING, WIDENED_WHITENING, mix, whiten, widen
+from rwkv_embed.training.enlarge import enlarge, saved_tokenizer, translations_of
+from rwkv_embed.training.finish import (
+    POOLED_WHITENING,
+    TRAINED_WHITENING,
+    WIDENED_WHITENING,
+    mix,
+    whiten,
+    widen,
+)
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.model import Bag, RWKV7Embedder, importance_of
 from rwkv_embed.training.quantize import quantize
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
+from rwkv_embed.training.vocabulary import FIRST_PIECE
 
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
 CAP = 12_000  # texts of a language that are counted for the vocabulary
@@ -38,7 +49,6 @@ SHIPPED_WIDTH = 512  # 384 trained numbers, and what more tells words apart
 NETWORK_SEED, BAG_SEED, BLOCKS_SEED, DELTA_SEED = 0, 1_000_000, 2_000_000, 3_000_000
 ONE_LAYER_FFN = 64  # nothing is asked of its channel mixing
 MEASURED_TEXTS = 6_000
-FIRST_PIECE = 258  # after EOS, unknown and the bytes
 
 log = logging.getLogger("rwkv_embed.training")
 
@@ -86,49 +96,58 @@ def main() -> None:
     schedule = loop.Schedule(rate=3e-4, table_rate=1e-3, minutes=options.bag_minutes)
     loop.train(bag, rows, sources, schedule, work / "bag.pt", loop.append_json(work / "bag.jsonl"), BAG_SEED)
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
-    translations = align_tokens(bag, rows.weight, sources.rows, work)
-    rows.weight[:, :-1] = moved(rows.weight[:, :-1], translations) * rows.weight[:, :-1].norm(dim=1, keepdim=True)
-    read = moved(torch.from_numpy(chosen.read), translations)
+    # The last number, the importance, says nothing of translations.
+    importance = importance_of(bag, rows.weight)
+    translations = translations_of(sources.rows, rows.weight[:, :-1], importance, OF_PIECES, work)
+    lengths = rows.weight[:, :-1].norm(dim=1, keepdim=True)
+    rows.weight[:, :-1] = moved(rows.weight[:, :-1], translations, OF_PIECES) * lengths
+    read = moved(torch.from_numpy(chosen.read), translations, OF_PIECES)
     whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
     if options.layers == 1:
         counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
         trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
         bag = widen(bag, trained, read, torch.from_numpy(counted), SHIPPED_WIDTH)
-        table = quantize(bag.emb.detach().numpy())
-        bag.emb.data = torch.from_numpy(table.rows())
-        whiten(bag.head, vectors_of_a_sample(bag, TokenTable(bag.emb), sources), WIDENED_WHITENING)
+        large = enlarge(
+            bag, chosen.pieces, chosen.teacher_vectors, torch.sparse.sum(translations, 0).to_dense(), sources.rows,
+            lambda tokenizer, kept: (tokenize(lines, tokenizer, kept), read_rows(options.corpus, tokenizer, kept)),
+            lambda found: read_words(found, chosen, work), work,
+        )  # fmt: skip
+        sources = loop.Sources(large.texts, targets, large.rows)
+        bag.emb = nn.Parameter(torch.from_numpy(large.table.rows()))
+        tokens = TokenTable(bag.emb, sums=large.sums)
+        whiten(bag.head, vectors_of_a_sample(bag, tokens, sources), WIDENED_WHITENING)
         delta = DeltaBag(bag)
         schedule = loop.Schedule(rate=3e-3, table_rate=0, minutes=options.delta_minutes, mixture=DELTA)
         delta_log = loop.append_json(work / "delta.jsonl")
-        loop.train(delta, TokenTable(bag.emb), sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
-        model = delta.as_rwkv(loop.EOS, ONE_LAYER_FFN)
+        loop.train(delta, tokens, sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
+        whiten(bag.head, vectors_of_a_sample(delta, tokens, sources), POOLED_WHITENING)
+        export.export(delta.as_rwkv(loop.EOS, ONE_LAYER_FFN), large.table, large.sums, work / "model.safetensors")
     else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
         bag.emb.data.copy_(rows.weight)
         model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
         schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
         blocks_log = loop.append_json(work / "rwkv.jsonl")
         loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)
-        table = quantize(rows.weight.numpy())
-    export.export(model, table, work / "model.safetensors")
+        export.export(model, quantize(rows.weight.numpy()), None, work / "model.safetensors")
 
 
-@torch.no_grad()
-def align_tokens(bag: Bag, weight: torch.Tensor, rows: contrast.Rows, work: Path) -> torch.Tensor:
-    """(V, V) sparse: what each token's translations are; its last number, the importance, says nothing of them."""
-    path = work / "translations.pt"
+def read_words(found: list[words.Word], chosen: "Vocabulary", work: Path) -> NDArray[np.float32]:
+    """(n, 384) what the teacher makes of each word."""
+    path = work / "words.npy"
     if not path.exists():
-        log.info("aligning translations")
-        torch.save(translation_table(rows, weight[:, :-1], importance_of(bag, weight)), path)
-    table: torch.Tensor = torch.load(path, weights_only=True)
-    return table
+        teacher = Teacher()
+        spelled = [[int(chosen.of_teacher[token - FIRST_PIECE]) for token in word] for word in found]
+        vectors = teacher.encode_tokens([[teacher.bos, *tokens, teacher.eos] for tokens in spelled])
+        np.save(path, vectors.astype(np.float16))
+    return np.load(path).astype(np.float32)
 
 
 @torch.no_grad()
-def vectors_of_a_sample(bag: Bag, rows: TokenTable, sources: loop.Sources) -> torch.Tensor:
+def vectors_of_a_sample(model: Bag | DeltaBag, rows: TokenTable, sources: loop.Sources) -> torch.Tensor:
     """(n, C) of texts as they are drawn in training."""
     drawn = data.Sampler(sources.texts, len(sources.targets), seed=3).draw(MEASURED_TEXTS)
     packed, starts = data.pack([sources.texts.text(i) for i in drawn], loop.EOS)
-    return loop.encode(bag, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2]
+    return loop.encode(model, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2]
 
 
 def draw(folder: Path, work: Path) -> list[corpus.Line]:
@@ -141,10 +160,14 @@ def draw(folder: Path, work: Path) -> list[corpus.Line]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer; of each token a first vector (V, C), the one that the teacher reads it with (V, C), a first
-    importance (V,) and its script's number (V,)."""
+    """The tokenizer, its pieces and their numbers at the teacher's; of each token what the teacher makes of it
+    (V, C), a first vector (V, C), the one that the teacher reads it with (V, C), a first importance (V,) and its
+    script's number (V,)."""
 
     tokenizer: Tokenizer
+    pieces: list[vocabulary.Piece]
+    of_teacher: NDArray[np.int64]
+    teacher_vectors: NDArray[np.float32]
     vectors: NDArray[np.float32]
     read: NDArray[np.float32]
     importance: NDArray[np.float32]
@@ -162,11 +185,11 @@ def choose_vocabulary(lines: list[corpus.Line], work: Path) -> Vocabulary:
     with np.load(kept) as file:
         chosen, counts, vectors = file["chosen"], file["counts"], file["vectors"]
     pieces = [teacher.pieces[i] for i in chosen]
-    tokenizer = vocabulary.build_tokenizer(pieces)
-    tokenizer.save(str(work / "tokenizer.json"), pretty=False)
+    tokenizer = saved_tokenizer(pieces, work)
     probability = counts / counts.sum()
     rarity = RARITY / (RARITY + probability)
     read = teacher.weights["emb.word"][chosen].float().numpy()
+    teacher_vectors = np.concatenate([np.zeros((FIRST_PIECE, WIDTH), np.float32), vectors])
     for table in (vectors, read):
         vocabulary.centre_by_script(table, pieces, probability * rarity)
     read /= np.linalg.norm(read, axis=1, keepdims=True)
@@ -174,7 +197,7 @@ def choose_vocabulary(lines: list[corpus.Line], work: Path) -> Vocabulary:
     importance = np.concatenate([np.zeros(FIRST_PIECE), rarity]).astype(np.float32)
     scripts = np.unique(["", *vocabulary.scripts_of(pieces)], return_inverse=True)[1]
     return Vocabulary(
-        FileTokenizer(work / "tokenizer.json"),
+        tokenizer, pieces, chosen, teacher_vectors,
         np.concatenate([extra, vectors]),
         np.concatenate([extra, read]),
         importance,

@@ -8,6 +8,7 @@ the vectors' similarity, and in both directions, so that a common word does not 
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +18,26 @@ from torch import Tensor
 from rwkv_embed.training.contrast import TRANSLATIONS, Rows
 
 TEMPERATURE = 0.1
-NOTHING = 0.3  # the similarity at which a token has no translation as likely as this one
-LEAST = 0.05  # shares below it are dropped
 ROWS_AT_ONCE = 40_000
-CERTAIN = 3.0  # translations that move a token half as far as countless ones
 
 
-def translation_table(rows: Rows, vectors: Tensor, importance: Tensor) -> Tensor:
+class Belief(NamedTuple):
+    """How readily tokens are taken for translations, and how far these move them.
+
+    `nothing`: the similarity at which a token has no translation as likely as this one. `least`: shares below it
+    are dropped. `certain`: translations that move a token half as far as countless ones.
+    """
+
+    nothing: float
+    least: float
+    certain: float
+
+
+OF_PIECES = Belief(nothing=0.3, least=0.05, certain=3.0)
+OF_WORDS = Belief(nothing=0.1, least=0.0008, certain=0.02)  # most of them are translated a few times only
+
+
+def translation_table(rows: Rows, vectors: Tensor, importance: Tensor, belief: Belief) -> Tensor:
     """(V, V) sparse: how often a token (row) was translated by a token of an English text (column).
 
     `vectors` (V, any) tell how similar tokens are; `importance` (V,) is what a translation by a token counts.
@@ -32,19 +46,22 @@ def translation_table(rows: Rows, vectors: Tensor, importance: Tensor) -> Tensor
     V = len(unit)
     total, parts = _sparse([], V), list[Tensor]()
     for tokens, english, lengths in _parallel(rows):
-        parts.append(_shares(unit, importance, tokens, english, lengths))
+        parts.append(_shares(unit, importance, tokens, english, lengths, belief))
         if len(parts) == ROWS_AT_ONCE:
             total = (total + _sparse(parts, V)).coalesce()
             parts.clear()
     return (total + _sparse(parts, V)).coalesce()
 
 
-def moved(rows: Tensor, table: Tensor) -> Tensor:
-    """Rows (V, C), of unit length, drawn to the mean of their translations': halfway, where these are many."""
+def moved(rows: Tensor, table: Tensor, belief: Belief, share: Tensor | float = 1.0) -> Tensor:
+    """Rows (V, C), of unit length, drawn to the mean of their translations'.
+
+    Where these are many, their mean counts `share`, of each row (V, 1) or of all, to the row's own 1.
+    """
     unit = F.normalize(rows, dim=1)
-    counted = torch.sparse.sum(table, 1).to_dense()
+    counted = torch.sparse.sum(table, 1).to_dense()[:, None]
     goal = F.normalize(torch.sparse.mm(table, unit), dim=1)
-    return F.normalize(unit + (counted / (counted + CERTAIN))[:, None] * goal, dim=1)
+    return F.normalize(unit + share * counted / (counted + belief.certain) * goal, dim=1)
 
 
 def _parallel(rows: Rows) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
@@ -60,13 +77,15 @@ def _parallel(rows: Rows) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
             yield tokens, torch.from_numpy(rows.text(told[0])).long(), [len(text) for text in others]
 
 
-def _shares(unit: Tensor, importance: Tensor, tokens: Tensor, english: Tensor, lengths: list[int]) -> Tensor:
+def _shares(
+    unit: Tensor, importance: Tensor, tokens: Tensor, english: Tensor, lengths: list[int], belief: Belief
+) -> Tensor:
     """(n, 3) token, English token and what the one is the other's translation, of one row."""
     likely = torch.exp(unit[tokens] @ unit[english].T / TEMPERATURE)
-    nothing = float(np.exp(NOTHING / TEMPERATURE))
+    nothing = float(np.exp(belief.nothing / TEMPERATURE))
     claimed = torch.cat([part / (part.sum(0) + nothing) for part in likely.split(lengths)])
     share = likely / (likely.sum(1, keepdim=True) + nothing) * claimed * importance[english]
-    i, j = (share > LEAST).nonzero(as_tuple=True)
+    i, j = (share > belief.least).nonzero(as_tuple=True)
     return torch.stack([tokens[i].double(), english[j].double(), share[i, j].double()], 1)
 
 

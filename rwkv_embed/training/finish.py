@@ -9,7 +9,7 @@ from rwkv_embed.training.loss import SHORTEST
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
-TRAINED_WHITENING, WIDENED_WHITENING = 0.35, 0.25
+TRAINED_WHITENING, WIDENED_WHITENING, POOLED_WHITENING = 0.35, 0.25, 0.4
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rwkv_embed.coding import SYMBOLS
 
 FIRST_RANK = 257  # the token before the first piece; those up to it, EOS and bytes, have the finest step
-RANK, STEP, POWER = 1000, 0.262, 0.3  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
+RANK, STEP, POWER = 1000, 0.26, 0.2  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
 LEAST, RATIO = 0.25, 1.12  # ... rounded to LEAST * RATIO ** class
 ROUNDED_DOWN = 0.56  # of a step: zeros and small symbols are cheap
 GROUP = 32  # columns

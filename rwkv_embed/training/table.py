@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv_embed.models.weights import expanded
+from rwkv_embed.sums import Sums
 from rwkv_embed.training.model import importance_reach
 
 FOLDED_AT_ONCE = 8_192  # rows
@@ -42,16 +44,17 @@ class TokenNetwork(nn.Module):
 
 
 class TokenTable:
-    """(V, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used).
+    """(R, C) float32 with Adam moments per row (lazy: a row's moments stand still while it is not used).
 
-    `coarse`: texts read its rows rounded.
+    `coarse`: texts read its rows rounded. `sums`: the tokens after the R first ones are sums of rows (sums.py);
+    what they learn, their parts do.
     """
 
     def __init__(
         self, weight: Tensor, network: TokenNetwork | None = None, coarse: bool = False,
-        beta1: float = 0.9, beta2: float = 0.98,
+        sums: Sums | None = None, beta1: float = 0.9, beta2: float = 0.98,
     ) -> None:  # fmt: skip
-        self.weight, self.network, self.coarse = weight.detach().clone(), network, coarse
+        self.weight, self.network, self.coarse, self.sums = weight.detach().clone(), network, coarse, sums
         self.mean, self.square = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.steps = torch.zeros(len(weight))
         self.beta1, self.beta2 = beta1, beta2
@@ -91,10 +94,23 @@ class TokenTable:
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""
         distinct, index = torch.unique(tokens, return_inverse=True)
-        return distinct, self.weight[distinct].requires_grad_(), index
+        return distinct, self._vectors(distinct).requires_grad_(), index
+
+    def _vectors(self, tokens: Tensor) -> Tensor:
+        """(U, C) of tokens (U,)."""
+        if self.sums is None:
+            return self.weight[tokens]
+        rows, shares, places = expanded(self.sums, tokens)
+        vectors = self.weight.new_zeros(len(tokens), self.weight.shape[1])
+        return vectors.index_add_(0, places, self.weight[rows] * shares[:, None])
 
     def update(self, distinct: Tensor, grad: Tensor, rate: float) -> None:
         """One Adam step on the rows that were used."""
+        if self.sums is not None:
+            rows, shares, places = expanded(self.sums, distinct)
+            distinct, index = torch.unique(rows, return_inverse=True)
+            of_rows = self.weight.new_zeros(len(distinct), self.weight.shape[1])
+            grad = of_rows.index_add_(0, index, grad[places] * shares[:, None])
         self.steps[distinct] += 1
         steps = self.steps[distinct, None]
         mean = self.mean[distinct].lerp_(grad, 1 - self.beta1)

@@ -56,7 +56,8 @@ def open_trainable(files: ModelFiles, eos: int) -> Trainable:
         if name.startswith("head.") and config.kind == "language-model":
             continue  # the fresh head does nothing yet
         parameter.data = checkpoint.get(official_name(name)).float().clone()  # whatever its low rank
-    return Trainable(module, TokenTable(checkpoint.get("emb.weight").float()), eos)
+    table = TokenTable(checkpoint.get("emb.weight").float(), sums=checkpoint.sums())
+    return Trainable(module, table, eos)
 
 
 def _refuse_others(name: str, checkpoint: Checkpoint) -> None:
@@ -86,6 +87,8 @@ def save_trainable(trainable: Trainable, source: ModelFiles, folder: Path) -> No
     from safetensors.torch import save_file
 
     tensors = {stored_name(name): _half(values) for name, values in trainable.values().items()}
+    if sums := trainable.table.sums:
+        tensors |= {stored_name(name): torch.from_numpy(values) for name, values in sums.tensors().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "version": "7"})
     if (source.folder / "tokenizer.json").is_file():
         shutil.copyfile(source.folder / "tokenizer.json", folder / "tokenizer.json")

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 EOS = "<eos>"
 UNK = "<unk>"
 NO_PIECES = {"<s>", "</s>", "<pad>", "<mask>", UNK}
+FIRST_PIECE = 258  # after EOS, unknown and the bytes
 SPECIAL_SCORE = 0.0
 BYTE_SCORE = -20.0  # below every piece, so that bytes are the last resort
 

@@ -70,12 +70,12 @@ def test_a_token_is_aligned_with_what_translates_it_and_moves_there() -> None:
         np.array([0, 0, len(contrast.TRANSLATIONS)], np.int16),  # the last one is a question and its passage
         {"sources": [*contrast.TRANSLATIONS, *contrast.QUESTIONS], "languages": ["en", "xx"]},
     )
-    table = align.translation_table(rows, vectors, torch.ones(9)).to_dense()
+    table = align.translation_table(rows, vectors, torch.ones(9), align.OF_PIECES).to_dense()
 
     def likely(cosine: float) -> float:
         return float(np.exp(cosine / align.TEMPERATURE))
 
-    nothing = likely(align.NOTHING)
+    nothing = likely(align.OF_PIECES.nothing)
     shared = likely(2**-0.5)
     # the row of 2, 3: 8 is the better one for 3
     alone = shared / (shared + 1 + nothing) * shared / (shared + 1 + nothing)
@@ -86,7 +86,11 @@ def test_a_token_is_aligned_with_what_translates_it_and_moves_there() -> None:
     assert table[6].argmax() == 1 and table[8].argmax() == 3
 
     unit = torch.nn.functional.normalize(vectors + 1e-3, dim=1)
-    new = align.moved(unit, table.to_sparse())
+    new = align.moved(unit, table.to_sparse(), align.OF_PIECES)
     assert new[7] @ unit[2] > unit[7] @ unit[2] + 0.05
     torch.testing.assert_close(new[5], unit[5])  # nothing translates it
     assert new.norm(dim=1).tolist() == pytest.approx([1.0] * 9)
+    further = align.moved(unit, table.to_sparse(), align.OF_WORDS, torch.full((9, 1), 2.0))
+    assert further[7] @ unit[2] > new[7] @ unit[2] + 0.05
+    looser = align.translation_table(rows, vectors, torch.ones(9), align.OF_WORDS).to_dense()
+    assert (looser >= table).all() and (looser > 0).sum() > (table > 0).sum()

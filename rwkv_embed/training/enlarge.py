@@ -1,0 +1,120 @@
+"""Makes the vocabulary many times as large as the table: words become tokens, and most tokens sums of rows.
+
+A row in few different values takes 180 bytes, a sum of four rows ten. As a sum a rare token is found no worse than
+as a row in the coarser steps that a larger table would need (docs/log.md).
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_embed.sums import Sums
+from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
+from rwkv_embed.training import words
+from rwkv_embed.training.align import OF_WORDS, Belief, moved, translation_table
+from rwkv_embed.training.contrast import Rows
+from rwkv_embed.training.data import Texts
+from rwkv_embed.training.model import Bag, importance_of
+from rwkv_embed.training.quantize import Quantized, quantize
+from rwkv_embed.training.sparse import as_sums, pursue
+from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, build_tokenizer, scripts_of
+
+STORED_ROWS = 1 << 16  # parts of sums are 16-bit numbers
+TRANSLATES = 0.5  # translations by an English token that make it one of the stored rows
+WORDS_SHARE, PIECES_SHARE = 2.0, 0.5  # of a token's translations; the pieces have been drawn to theirs before
+
+Tokenize = Callable[[Tokenizer, Path], tuple[Texts, Rows]]  # training texts, kept in a folder
+ReadWords = Callable[[list[words.Word]], NDArray[np.float32]]  # the teacher's vectors (n, any)
+
+log = logging.getLogger("rwkv_embed.training")
+
+
+@dataclass(frozen=True)
+class Large:
+    """Rows, the tokens that are sums of them, and the training texts in these tokens."""
+
+    table: Quantized
+    sums: Sums
+    texts: Texts
+    rows: Rows
+
+
+@torch.no_grad()
+def enlarge(
+    bag: Bag, pieces: list[Piece], vectors: NDArray[np.float32], english: Tensor, rows: Rows,
+    tokenize: Tokenize, read_words: ReadWords, work: Path,
+) -> Large:  # fmt: skip
+    """Of a trained `bag` whose tokens are `pieces`, `vectors` (V, any) the teacher's for them.
+
+    `english` (V,): how often each has translated another; `rows`: texts in these tokens. Writes the final
+    tokenizer.json to `work`: stored rows first, then sums.
+    """
+    found = words.collect(rows, pieces)
+    log.info("%d words", len(found))
+    table = F.layer_norm(bag.emb, bag.emb.shape[1:])
+    importance = importance_of(bag, bag.emb)
+    scripts = scripts_of([("", 0.0)] * FIRST_PIECE + pieces)
+    uses = torch.from_numpy(np.bincount(rows.tokens, minlength=len(table)))
+    reading = words.Reading.fit(table, importance, vectors, scripts, uses)
+    goals, sizes = reading.goals(found, read_words(found))
+    spelled = words.as_pieces(found, pieces)
+    kept = work / "words"
+    kept.mkdir(exist_ok=True)
+    texts, rows = tokenize(saved_tokenizer([*pieces, *spelled], kept), kept)
+
+    unit = torch.cat([F.normalize(table[:, :-1], dim=1), goals])
+    counts = torch.cat([importance, sizes / math.sqrt(table.shape[1])])
+    translations = translations_of(rows, unit, counts, OF_WORDS, kept)
+    share = torch.cat([torch.full((len(table), 1), PIECES_SHARE), torch.full((len(goals), 1), WORDS_SHARE)])
+    unit = moved(unit, translations, OF_WORDS, share)
+    lengths = table[FIRST_PIECE:, :-1].norm(dim=1, keepdim=True)
+    table[FIRST_PIECE:, :-1] = unit[FIRST_PIECE : len(table)] * lengths
+
+    stored = stored_tokens(english.numpy() > TRANSLATES, STORED_ROWS)
+    used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(unit)) > 0
+    used[: len(table)] = True
+    used[stored] = False
+    everything = [("", 0.0)] * FIRST_PIECE + pieces + spelled
+    others = np.array(sorted(np.flatnonzero(used), key=lambda token: everything[token][0]))  # compresses best
+    log.info("%d rows, %d sums of them", len(stored), len(others))
+    quantized = quantize(table[stored].numpy())
+    centred = torch.from_numpy(quantized.rows())
+    centred = (centred - centred.mean(1, keepdim=True))[:, :-1]  # as the model's norm has them
+    parts, weights, _ = pursue(unit[others], F.normalize(centred, dim=1))
+
+    order = np.concatenate([stored, others])
+    numbers = np.full(len(unit), -1, np.int32)
+    numbers[order] = np.arange(len(order))
+    texts.tokens, rows.tokens = numbers[texts.tokens], numbers[rows.tokens]
+    saved_tokenizer([everything[token] for token in order[FIRST_PIECE:]], work)
+    return Large(quantized, as_sums(parts, weights, centred), texts, rows)
+
+
+def stored_tokens(translates: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
+    """Tokens that get a row, ascending: EOS and bytes, those that translate others, then the most used."""
+    first = np.arange(len(translates)) < FIRST_PIECE
+    worth = np.lexsort([np.arange(len(translates)), ~(translates | first)])
+    return np.sort(worth[:most])
+
+
+def translations_of(rows: Rows, vectors: Tensor, importance: Tensor, belief: Belief, folder: Path) -> Tensor:
+    """(V, V) sparse, kept in `folder`: see `translation_table`."""
+    path = folder / "translations.pt"
+    if not path.exists():
+        log.info("aligning translations")
+        torch.save(translation_table(rows, vectors, importance, belief), path)
+    table: Tensor = torch.load(path, weights_only=True)
+    return table
+
+
+def saved_tokenizer(pieces: list[Piece], folder: Path) -> FileTokenizer:
+    build_tokenizer(pieces).save(str(folder / "tokenizer.json"), pretty=False)
+    return FileTokenizer(folder / "tokenizer.json")

@@ -1,0 +1,157 @@
+"""Words as tokens, and tokens as sums of rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rwkv_embed.training import contrast, data, enlarge, sparse, words
+from rwkv_embed.training.model import Bag, importance_of
+from rwkv_embed.training.vocabulary import FIRST_PIECE, build_tokenizer
+
+PIECES = [("▁wa", -3.0), ("ter", -3.5), ("▁", -4.0), (",", -4.5), ("▁fire", -5.0), ("fall", -5.2)]
+PIECES += [("s", -5.5), ("水", -6.0)]
+PIECES += [(letter, -9.0) for letter in "abcdefghijklmnopqrtuvwxyz"]
+
+
+def tokens_of(*pieces: str) -> list[int]:
+    return [FIRST_PIECE + [piece for piece, _ in PIECES].index(one) for one in pieces]
+
+
+def rows_of(texts: list[str], tokenizer) -> contrast.Rows:
+    """Texts in turn English and another language, two of them a row."""
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    n = len(texts)
+    return contrast.Rows(
+        np.concatenate(encoded).astype(np.int32), np.cumsum([0, *map(len, encoded)]),
+        np.array([0, 1] * (n // 2), np.int16), np.repeat(np.arange(n // 2, dtype=np.int32), 2),
+        np.zeros(n // 2, np.int16),
+        {"sources": [*contrast.TRANSLATIONS, *contrast.QUESTIONS], "languages": ["en", "xx"]},
+    )  # fmt: skip
+
+
+def test_words_of_several_pieces_are_collected_by_use() -> None:
+    texts = ["water, water, waterfalls", "firefalls 水水", "water fire once", "firefalls"]
+    rows = rows_of(texts, build_tokenizer(PIECES))
+    water, falls = tuple(tokens_of("▁wa", "ter")), tuple(tokens_of("▁fire", "fall", "s"))
+    assert words.collect(rows, PIECES) == [falls, water]  # two of two in their language, three of four in theirs
+    found = words.as_pieces([water, falls], PIECES)
+    assert found == [("▁water", -6.0), ("▁firefalls", -15.0)]
+    larger = build_tokenizer([*PIECES, *found])
+    first = FIRST_PIECE + len(PIECES)
+    encoded = larger.encode("water, waterfalls firefalls fire", add_special_tokens=False).ids
+    assert encoded == [first, *tokens_of(","), first, *tokens_of("fall", "s"), first + 1, *tokens_of("▁fire")]
+
+
+def test_a_word_is_collected_once_however_it_was_cut() -> None:
+    whole = [*PIECES, ("▁w", -4.0), ("▁fi", -4.0), ("re", -4.0)]
+    rows = rows_of(["water", "w"] * 2, build_tokenizer(PIECES))
+    n = len(PIECES)
+    spelled = [tuple(FIRST_PIECE + i for i in cut) for cut in ((0, 1), (n, 8, 1), (n + 1, n + 2))]
+    rows.tokens = np.concatenate([*spelled, *spelled, spelled[0]]).astype(np.int32)
+    rows.offsets = np.cumsum([0, *map(len, [*spelled, *spelled, spelled[0]])])
+    rows.language = np.zeros(7, np.int16)
+    assert words.collect(rows, whole) == [spelled[0]]  # w-a-ter is the same word, and fi-re a piece
+
+
+def test_words_end_with_their_text_and_with_their_letters() -> None:
+    rows = rows_of(["wa", "ter", "wa,ter", "wa ter"], build_tokenizer([*PIECES[:4], *PIECES[8:]]))
+    assert words.collect(rows, [*PIECES[:4], *PIECES[8:]]) == []
+
+
+def test_a_goal_is_half_the_pieces_and_more_than_half_what_the_teacher_reads() -> None:
+    torch.manual_seed(0)
+    V, C = 400, 16
+    rows = torch.cat([F.normalize(torch.randn(V, C - 1), dim=1) * 4, torch.zeros(V, 1)], 1)
+    turn = torch.linalg.qr(torch.randn(C - 1, C - 1)).Q
+    scripts = np.array(["LATIN", "GREEK", "-"])[np.arange(V) % 3]
+    teacher = (F.normalize(rows[:, :-1], dim=1) @ turn).numpy()
+    importance = torch.rand(V) + 0.5
+    reading = words.Reading.fit(rows, importance, teacher, scripts, torch.full((V,), 50))
+    found = [(5, 9), (6, 2, 8)]  # 2 and 8 have no script
+    meant = F.normalize(torch.randn(2, C - 1), dim=1)
+    goals, sizes = reading.goals(found, (meant @ turn).numpy() * 7)
+    for word, goal, size, whole in zip(found, goals, sizes, meant, strict=True):
+        summed = sum(rows[token, :-1] * importance[token] for token in word)
+        assert size.item() == pytest.approx(summed.norm().item(), rel=1e-5)
+        expected = F.normalize(F.normalize(summed, dim=0) + words.READ_WHOLE * whole, dim=0)
+        torch.testing.assert_close(goal, expected, atol=2e-3, rtol=0)
+
+
+def test_a_sum_of_three_rows_is_found_again() -> None:
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(500, 256), dim=1)
+    which = torch.stack([torch.randperm(500)[:3] for _ in range(40)])
+    shares = torch.tensor([1.0, 0.7, 0.5])
+    goals = F.normalize((rows[which] * shares[:, None]).sum(1), dim=1)
+    parts, weights, cosine = sparse.pursue(goals, rows)
+    assert cosine.min() > 0.99 and parts.shape == weights.shape == (40, sparse.MOST)
+    for row in range(40):
+        used = parts[row][weights[row] > 0.1].tolist()
+        assert sorted(used) == sorted(which[row].tolist())
+    table = rows * torch.rand(500, 1).add(0.5)  # stored rows have any length
+    sums = sparse.as_sums(parts, weights, table)
+    assert int(sums.shares.max()) == sparse.STEPS and (np.diff(sums.starts) <= sparse.MOST).all()
+    found = torch.from_numpy(sums.vectors(np.arange(500, 540), lambda rows: table.numpy()[rows]))
+    assert (F.normalize(found, dim=1) * goals).sum(1).min() > 0.98
+
+
+def test_a_part_that_gains_little_is_left_out() -> None:
+    rows = torch.eye(8)
+    goals = F.normalize(torch.tensor([[1.0, 0.5, 0.05, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1.0]]), dim=1)
+    parts, weights, cosine = sparse.pursue(goals, rows)
+    assert (weights > 0).sum(1).tolist() == [2, 1] and parts[0, :2].tolist() == [0, 1] and parts[1, 0] == 7
+    assert cosine[1] == pytest.approx(1, abs=1e-3) and 0.99 < cosine[0] < 1
+    opposite, none, _ = sparse.pursue(-goals[1:], rows[7:])  # like no row: some sum all the same
+    assert sparse.as_sums(opposite, none, rows[7:]).shares.tolist() == [1]
+
+
+def test_rows_are_kept_for_what_translates_and_for_what_is_used_most() -> None:
+    translates = np.zeros(FIRST_PIECE + 10, bool)
+    translates[[FIRST_PIECE + 9, FIRST_PIECE + 4]] = True
+    kept = enlarge.stored_tokens(translates, FIRST_PIECE + 5)
+    assert kept.tolist() == [*range(FIRST_PIECE + 3), FIRST_PIECE + 4, FIRST_PIECE + 9]
+
+
+def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows of text, read by a teacher for whom `firefalls` is what `water` is."""
+    monkeypatch.setattr(enlarge, "STORED_ROWS", FIRST_PIECE + len(PIECES) - 1)
+    torch.manual_seed(0)
+    V = FIRST_PIECE + len(PIECES)
+    bag = Bag(torch.randn(V, 64), torch.rand(V))
+    texts = ["water, water, waterfalls", "firefalls 水 firefalls", "fire water", "water firefalls"]
+    teacher = F.normalize(bag.emb.detach()[:, :-1], dim=1).numpy()
+
+    def tokenize(tokenizer, folder: Path) -> tuple[data.Texts, contrast.Rows]:
+        assert (folder / "tokenizer.json").is_file()
+        read = rows_of(texts, tokenizer._rust)
+        return data.Texts(read.tokens.copy(), read.offsets, np.zeros(4, np.int32), np.zeros(4, np.int32)), read
+
+    def read_words(found: list[words.Word]) -> np.ndarray:
+        assert len(found) == 2
+        return teacher[[tokens_of("▁wa")[0]] * 2]
+
+    before = rows_of(texts, build_tokenizer(PIECES))
+    large = enlarge.enlarge(bag, PIECES, teacher, torch.zeros(V), before, tokenize, read_words, tmp_path)
+    tokenizer = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.vocab_size == V + 2 == len(large.table.symbols) + len(large.sums)
+    assert len(large.sums) == 3  # two words, and the piece that is used least
+    for i, text in enumerate(texts):
+        assert large.rows.text(i).tolist() == tokenizer.encode(text) == large.texts.text(i).tolist()
+        assert tokenizer.decode(large.rows.text(i).tolist()) == text
+    assert len(large.rows.tokens) < len(before.tokens)
+    last = len(large.table.symbols) + np.arange(3)
+    assert [tokenizer.decode([token]) for token in last] == ["z", "firefalls", "water"]
+    rows = F.layer_norm(bag.emb.detach(), (64,))
+    reading = words.Reading.fit(
+        rows, importance_of(bag, rows), teacher, enlarge.scripts_of([("", 0.0)] * FIRST_PIECE + PIECES),
+        torch.from_numpy(np.bincount(before.tokens, minlength=V)),
+    )  # fmt: skip
+    goals, _ = reading.goals([tuple(tokens_of("▁fire", "fall", "s"))], teacher[tokens_of("▁wa")])
+    stored = large.table.rows()
+    found = F.layer_norm(torch.from_numpy(large.sums.vectors(last, lambda rows: stored[rows])), (64,))[1:, :-1]
+    assert F.cosine_similarity(found[:1], goals).item() > 0.7
