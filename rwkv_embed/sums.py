@@ -24,8 +24,9 @@ Index = NDArray[np.int64]
 
 
 def count_sums(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many tokens are sums, from the shapes of tensors by name."""
-    return shapes.get("emb.lengths", (0,))[0] if len(shapes.get("emb.lengths", (0,))) == 1 else 0
+    """How many tokens are sums, from the shapes of tensors by name; 0 where that cannot be told."""
+    shape = shapes.get("emb.lengths", ())
+    return shape[0] if len(shape) == 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,10 @@ class Sums:
         if problems:
             raise CheckpointError("; ".join(problems))
         parts, shares, lengths = (np.require(found[name], DTYPES[name], ["C", "A"]) for name in DTYPES)
-        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        if not len(parts) == len(shares) == starts[-1]:
+        sums, n = cls.of(rows, parts, shares, lengths), len(parts)
+        if not n == len(shares) == sums.starts[-1]:
             problems.append(
-                f"emb.lengths adds up to {starts[-1]}, but emb.parts has {len(parts)} and emb.shares {len(shares)}"
+                f"emb.lengths adds up to {sums.starts[-1]}, but emb.parts has {n} and emb.shares {len(shares)}"
             )
         if not lengths.all():
             problems.append(f"emb.lengths has a sum of nothing, the one of token {rows + int(lengths.argmin())}")
@@ -63,7 +64,7 @@ class Sums:
             problems.append(f"emb.parts has the row {highest}, but emb.weight has {rows} of them")
         if problems:
             raise CheckpointError("; ".join(problems))
-        return cls(rows, parts, shares, starts)
+        return sums
 
     @classmethod
     def of(
