@@ -12,6 +12,7 @@ import numpy as np
 from rwkv_embed import Embedder
 from rwkv_embed.checkpoint import open_checkpoint
 from rwkv_embed.hub import resolve
+from rwkv_embed.sums import DTYPES as SUMS
 from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -173,8 +174,14 @@ CONTENDERS = {
 def plain_weights() -> dict[str, np.ndarray]:
     """The bundled model's: official names, float32, the token table unpacked, and a head for PyPI `rwkv`."""
     checkpoint = open_checkpoint(resolve(None).weights)
-    names = [name for name in checkpoint.tensors if not name.startswith("head.")]
+    names = [name for name in checkpoint.tensors if not name.startswith("head.") and name not in SUMS]
     tensors = {name: checkpoint.get(name).float().numpy() for name in names}
+    if sums := checkpoint.sums():
+        stored, V = tensors["emb.weight"], checkpoint.config.vocab_size
+        whole = np.empty((V, stored.shape[1]), np.float32)  # gigabytes: filled bit by bit
+        for tokens in np.array_split(np.arange(V), 100):
+            whole[tokens] = sums.vectors(tokens, lambda rows: stored[rows])
+        tensors["emb.weight"] = whole
     return tensors | {"head.weight": np.ones((1, checkpoint.config.n_embd), np.float32)}
 
 

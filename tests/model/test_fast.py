@@ -20,6 +20,7 @@ from rwkv_embed.ops.fast.kernels import Gates, Norm, Products
 from rwkv_embed.ops.fast.model import _pack
 from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.ops.fast.weights import read_safetensors
+from rwkv_embed.sums import Sums
 
 TOLERANCE = 1e-4
 
@@ -245,23 +246,31 @@ def test_ends_of_texts_are_the_references(variant, kernels):
         assert state.shape == array.shape
 
 
-def rows_of_coded(stored, tokens):
+def bundled_vectors(stored, vocab_size, tokens):
     """The vectors of some tokens of the bundled model, by way of the NumPy decoder."""
     parts = {name.rpartition(".")[2]: stored[name] for name in stored if name.startswith("rwkv.emb.weight.")}
     matrix = CodedMatrix.from_tensors("emb.weight", parts)
-    symbols = matrix.decode_blocks(tokens // BLOCK)[np.arange(len(tokens)), tokens % BLOCK]
-    return matrix.rows(tokens, symbols)
+    named = {name.removeprefix("rwkv."): tensor for name, tensor in stored.items()}
+    sums = Sums.from_tensors(named, matrix.shape[0])
+    assert sums.rows + len(sums) == vocab_size
+
+    def rows_of(rows):
+        symbols = matrix.decode_blocks(rows // BLOCK)[np.arange(len(rows)), rows % BLOCK]
+        return matrix.rows(rows, symbols)
+
+    return sums.vectors(tokens, rows_of)
 
 
 def test_the_bundled_model_is_the_reference():
     """All that it switches off is skipped; hidden states of texts from one token to several pieces."""
     stored = read_safetensors(resolve(None).weights)
-    tokens = np.random.default_rng(8).integers(0, 250_000, 600)
+    model = FastRWKV7(stored)
+    tokens = np.random.default_rng(8).integers(0, model.config.vocab_size, 600)
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("rwkv.emb.")}
-    tensors["rwkv.emb.weight"] = rows_of_coded(stored, tokens)
+    tensors["rwkv.emb.weight"] = bundled_vectors(stored, model.config.vocab_size, tokens)
     numbers = np.arange(600)
     texts = [numbers[:1], numbers[:2], numbers[3:60], numbers]
-    hidden, _ = FastRWKV7(stored).hidden([tokens[text] for text in texts], return_states=False)
+    hidden, _ = model.hidden([tokens[text] for text in texts], return_states=False)
     for text, row in zip(texts, hidden, strict=True):
         expected = reference(tensors, text)[0][-1]
         np.testing.assert_allclose(row, expected, atol=2e-5)
