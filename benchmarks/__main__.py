@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: measure, write results.{json,md} and docs/linear-cost.svg, print the table."""
+"""`python -m benchmarks`: measure, write results.{json,md} and docs/linear-cost.svg, print the table.
+
+The contenders are loaded together and some keep a vector for each token: 17 GB of memory.
+"""
 
 import argparse
 import json
