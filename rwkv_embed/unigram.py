@@ -118,7 +118,8 @@ def cache_table(tokenizer_json: Path) -> bool:
     data = tokenizer_json.read_bytes()
     if _library() is None or b'"Unigram"' not in data:  # reading megabytes of JSON is slow
         return False
-    with suppress(OSError, ValueError):
+    # Whatever is wrong with the file: the library that reads it then says so.
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         settings = json.loads(data)
         if _suits(settings):
             _write(settings["model"]["vocab"], _cache_path(data))

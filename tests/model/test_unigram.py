@@ -1,5 +1,6 @@
 """The unigram table gives the tokens of `tokenizers`, without its trie."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from rwkv_embed.errors import TokenizerError
 from rwkv_embed.hub import DEFAULT
 from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training.vocabulary import build_tokenizer
@@ -95,3 +97,23 @@ def test_other_tokenizers_have_no_table(tmp_path: Path) -> None:
         Tokenizer(model).save(str(path))
         cache_table(path)
         assert cached_table(path) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"model":{', '"model":[{'),
+        lambda text: text.replace('["a",-2.0]', "7"),
+        lambda text: text.replace('["a",-2.0]', '["a","-2.0"]'),
+        lambda text: text.replace('"vocab"', '"words"'),
+    ],
+)
+def test_a_damaged_file_is_refused_by_the_library(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    build_tokenizer(PIECES).save(str(tmp_path / "tokenizer.json"), pretty=False)
+    whole = (tmp_path / "tokenizer.json").read_text("utf-8")
+    assert damage(whole) != whole
+    (tmp_path / "tokenizer.json").write_text(damage(whole), "utf-8")
+    assert not cache_table(tmp_path / "tokenizer.json")
+    with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json \(.*\); download it again"):
+        FileTokenizer(tmp_path / "tokenizer.json")
