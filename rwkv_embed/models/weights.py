@@ -6,7 +6,7 @@ processor has instructions for bfloat16 products those are made instead: faster,
 rounded too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +55,7 @@ class TokenTable:
         """Float32 vectors (..., C) of integer tokens (...)."""
         if self.sums is None:
             return self._rows(tokens)
-        rows, shares, places = expanded(self.sums, tokens.reshape(-1))
-        vectors = torch.zeros(tokens.numel(), self.values.shape[1])
-        vectors.index_add_(0, places, self._rows(rows) * shares[:, None])
-        return vectors.view(*tokens.shape, -1)
+        return added_up(self.sums, tokens.reshape(-1), self._rows).view(*tokens.shape, -1)
 
     def _rows(self, rows: Tensor) -> Tensor:
         values = self.values[rows].float()
@@ -69,6 +66,13 @@ def expanded(sums: Sums, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is added up for tokens (T,), see `Sums.expanded`."""
     rows, shares, places = (torch.from_numpy(array) for array in sums.expanded(tokens.numpy()))
     return rows, shares, places
+
+
+def added_up(sums: Sums, tokens: Tensor, rows_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Vectors (T, C) of tokens (T,); `rows_of` gives the stored rows (n, C) of row numbers (n,)."""
+    rows, shares, places = expanded(sums, tokens)
+    parts = rows_of(rows) * shares[:, None]
+    return parts.new_zeros(len(tokens), parts.shape[1]).index_add_(0, places, parts)
 
 
 def row_blocks(values: Tensor) -> Iterator[slice]:

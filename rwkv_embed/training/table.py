@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_embed.models.weights import expanded
+from rwkv_embed.models.weights import added_up, expanded
 from rwkv_embed.sums import Sums
 from rwkv_embed.training.model import importance_reach
 
@@ -94,15 +94,9 @@ class TokenTable:
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct tokens (U,), their rows (U, C) that will want a gradient, and the index (T,) into them."""
         distinct, index = torch.unique(tokens, return_inverse=True)
-        return distinct, self._vectors(distinct).requires_grad_(), index
-
-    def _vectors(self, tokens: Tensor) -> Tensor:
-        """(U, C) of tokens (U,)."""
-        if self.sums is None:
-            return self.weight[tokens]
-        rows, shares, places = expanded(self.sums, tokens)
-        vectors = self.weight.new_zeros(len(tokens), self.weight.shape[1])
-        return vectors.index_add_(0, places, self.weight[rows] * shares[:, None])
+        stored = self.weight.__getitem__
+        vectors = stored(distinct) if self.sums is None else added_up(self.sums, distinct, stored)
+        return distinct, vectors.requires_grad_(), index
 
     def update(self, distinct: Tensor, grad: Tensor, rate: float) -> None:
         """One Adam step on the rows that were used."""

@@ -155,3 +155,5 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
     stored = large.table.rows()
     found = F.layer_norm(torch.from_numpy(large.sums.vectors(last, lambda rows: stored[rows])), (64,))[1:, :-1]
     assert F.cosine_similarity(found[:1], goals).item() > 0.7
+    likeness = F.normalize(found, dim=1) @ F.normalize(rows[:, :-1], dim=1).T
+    assert likeness.argmax(1).tolist() == tokens_of("▁wa") * 2  # what the teacher reads in both
