@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[int, float]]  # (chunk id, score), best first
 
-LEXICAL_WEIGHTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+LEXICAL_WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.5, 2.0)
 SHARPNESSES = (3, 4, 5)  # below 3 they bury other languages, see `indexer.fusion`
 RRF_KS = (10, 60)
 RRF_WEIGHTS = (1.0, 3.0, 10.0)  # of the lexical arm; the dense arm has 1

@@ -8,8 +8,8 @@ fusion loses 0.05 to 0.10 MRR@10 to the words alone within a language, the sum o
 
 Why only the best words count (`SHARPNESS`): in a collection of many languages every passage in the query's
 own language shares "of the" with it. Added as it is, that buries the right passages in other languages: 34 of
-the 233 articles that benchmarks.sample_table looks for were found, with the third power 67 (an early model; today
-126, see docs/retrieval.md).
+the 233 articles that benchmarks.sample_table looks for were found, with the third power 67 (an early model; see
+docs/retrieval.md for today).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Ranking = Sequence[tuple[int, float]]  # (id, score), best first
 
 # Chosen with benchmarks/tune_fusion.py and benchmarks/sample_table.py.
-LEXICAL_WEIGHT = 1.0
+LEXICAL_WEIGHT = 0.7
 SHARPNESS = 3
 SPREAD_DEPTH = 200  # cosines that set the scale
 

@@ -2,41 +2,37 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, align its tokens with their translations, widen it, take whole words in, round the rows that are kept and make
-the other tokens sums of them, train the delta rule that pools tokens, export WORK/model.safetensors and
-WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned bag instead of what
-follows.
+it, align its tokens with their translations, widen it, take whole words in, learn what two teachers' vectors of
+whole texts say about each token, round the rows that are kept and make the other tokens sums of them, train the
+delta rule that pools tokens, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more,
+blocks are trained on top of the aligned bag instead of what follows.
 """
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
 
 from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary, words
 from rwkv_embed.training.align import OF_PIECES, moved
-from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.axes import Pairings, principal_axes
 from rwkv_embed.training.delta import DeltaBag
 from rwkv_embed.training.enlarge import enlarge, saved_tokenizer, translations_of
-from rwkv_embed.training.finish import (
-    POOLED_WHITENING,
-    TRAINED_WHITENING,
-    WIDENED_WHITENING,
-    mix,
-    whiten,
-    widen,
-)
+from rwkv_embed.training.finish import TRAINED_WHITENING, centre, mix, turn, whiten, widen
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
+from rwkv_embed.training.minilm import MiniLM
 from rwkv_embed.training.model import Bag, RWKV7Embedder, importance_of
 from rwkv_embed.training.quantize import quantize
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
+from rwkv_embed.training.views import Counted, Draw, fitted, in_english, join, learn
 from rwkv_embed.training.vocabulary import FIRST_PIECE
 
 RARITY = 3e-5  # a token of probability p starts with importance RARITY / (RARITY + p)
@@ -46,9 +42,10 @@ BLOCKS = loop.Mixture(distilled=160, translations=96, surroundings=32, questions
 NETWORK_HIDDEN = 768
 SHIPPED_WIDTH = 512  # 384 trained numbers, and what more tells words apart
 # No stage draws what another has learned; resumed at step n, a stage draws with its seed + n.
-NETWORK_SEED, BAG_SEED, BLOCKS_SEED, DELTA_SEED = 0, 1_000_000, 2_000_000, 3_000_000
+NETWORK_SEED, BAG_SEED, BLOCKS_SEED, DELTA_SEED, VIEWS_SEED = 0, 1_000_000, 2_000_000, 3_000_000, 4_000_000
 ONE_LAYER_FFN = 64  # nothing is asked of its channel mixing
 MEASURED_TEXTS = 6_000
+ENGLISH_VIEW = 0.5  # what the second teacher's view of a token counts beside the first one's
 
 log = logging.getLogger("rwkv_embed.training")
 
@@ -57,9 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rwkv_embed.training", description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--targets", type=int, default=135_168, help="lines the teacher reads, at most")
+    parser.add_argument("--targets", type=int, default=262_144, help="lines the teacher reads, at most")
     parser.add_argument("--network-minutes", type=float, default=10, help="the bag, all rows moved by a rule")
     parser.add_argument("--bag-minutes", type=float, default=60, help="the bag, each row for itself")
+    parser.add_argument("--view-minutes", type=float, default=15, help="each teacher's view of all tokens")
     parser.add_argument("--delta-minutes", type=float, default=20, help="how the bag's tokens are pooled")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60, help="for the blocks, if there are more layers")
@@ -68,6 +66,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if options.layers == 1:
+        MiniLM()  # if it is missing, it is better said now than after hours
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
 
@@ -102,7 +102,7 @@ def main() -> None:
     lengths = rows.weight[:, :-1].norm(dim=1, keepdim=True)
     rows.weight[:, :-1] = moved(rows.weight[:, :-1], translations, OF_PIECES) * lengths
     read = moved(torch.from_numpy(chosen.read), translations, OF_PIECES)
-    whiten(bag.head, vectors_of_a_sample(bag, rows, sources), TRAINED_WHITENING)
+    whiten(bag.head, pairings(bag, rows, sources).texts, TRAINED_WHITENING)
     if options.layers == 1:
         counted = np.concatenate([np.zeros(FIRST_PIECE, np.float32), usage.sum(1) * rarity])
         trained = rows.read(torch.arange(len(rows.weight)), rows.weight)
@@ -110,17 +110,21 @@ def main() -> None:
         large = enlarge(
             bag, chosen.pieces, chosen.teacher_vectors, torch.sparse.sum(translations, 0).to_dense(), sources.rows,
             lambda tokenizer, kept: (tokenize(lines, tokenizer, kept), read_rows(options.corpus, tokenizer, kept)),
-            lambda found: read_words(found, chosen, work), work,
+            lambda found: read_words(found, chosen, work),
+            lambda tokens, tokenizer, texts, rows, table: learn_views(
+                tokens, tokenizer, texts, rows, table, targets, options.view_minutes, work
+            ),
+            work,
         )  # fmt: skip
         sources = loop.Sources(large.texts, targets, large.rows)
-        bag.emb = nn.Parameter(torch.from_numpy(large.table.rows()))
+        bag = large.bag
         tokens = TokenTable(bag.emb, sums=large.sums)
-        whiten(bag.head, vectors_of_a_sample(bag, tokens, sources), WIDENED_WHITENING)
+        turn(bag, lambda: pairings(bag, tokens, sources))
         delta = DeltaBag(bag)
         schedule = loop.Schedule(rate=3e-3, table_rate=0, minutes=options.delta_minutes, mixture=DELTA)
         delta_log = loop.append_json(work / "delta.jsonl")
         loop.train(delta, tokens, sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
-        whiten(bag.head, vectors_of_a_sample(delta, tokens, sources), POOLED_WHITENING)
+        centre(bag.head, pairings(delta, tokens, sources).texts)
         export.export(delta.as_rwkv(loop.EOS, ONE_LAYER_FFN), large.table, large.sums, work / "model.safetensors")
     else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
         bag.emb.data.copy_(rows.weight)
@@ -142,11 +146,81 @@ def read_words(found: list[words.Word], chosen: "Vocabulary", work: Path) -> NDA
     return np.load(path).astype(np.float32)
 
 
+def learn_views(
+    tokens: Counted, tokenizer: Tokenizer, texts: data.Texts, rows: contrast.Rows, translations: torch.Tensor,
+    targets: NDArray[np.float32], minutes: float, work: Path,
+) -> Counted:  # fmt: skip
+    """The tokens joined with what both teachers' vectors of whole texts teach about them."""
+    sampler = data.Sampler(texts, len(targets), VIEWS_SEED, shortest=2)
+    pairs = contrast.Pairs(rows, VIEWS_SEED)
+    number, english, axes = read_english(rows, tokenizer, work)
+    goals = torch.from_numpy(targets)
+
+    def of_lines(count: int) -> tuple[list[contrast.Tokens], NDArray[np.int64]]:
+        drawn = sampler.draw(count)
+        return [texts.text(i) for i in drawn], texts.line[drawn].astype(np.int64)
+
+    def of_english(count: int) -> tuple[list[contrast.Tokens], NDArray[np.int64]]:
+        return pairs.of_english(count, number)
+
+    def first_in_english() -> torch.Tensor:
+        used = torch.sparse.sum(translations, 0).to_dense() > 0
+        alone = [tokenizer.decode([token]).strip() for token in used.nonzero()[:, 0].tolist()]
+        read = centred(MiniLM().encode(alone)) @ axes
+        return in_english(fitted(tokens, of_english, english), used, read, translations)
+
+    def view(name: str, start: Callable[[], torch.Tensor], draw: Draw, goals: torch.Tensor) -> torch.Tensor:
+        path = work / name
+        if not path.exists():
+            log.info("learning %s", path.stem)
+            torch.save(learn(start(), tokens.importance, draw, goals, minutes).half(), path)
+        learned: torch.Tensor = torch.load(path, weights_only=True)
+        return learned
+
+    views = [
+        (view("view.pt", lambda: fitted(tokens, of_lines, goals), of_lines, goals), 1.0),
+        (view("english.pt", first_in_english, of_english, english), ENGLISH_VIEW),
+    ]
+    drawn = pairs.translations(MEASURED_TEXTS)
+    return join(tokens, views, of_lines(MEASURED_TEXTS)[0], (drawn.left, drawn.right), SHIPPED_WIDTH - 1)
+
+
+def read_english(
+    rows: contrast.Rows, tokenizer: Tokenizer, work: Path
+) -> tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]:
+    """What MiniLM makes of the English sides of translations, centred and whitened as the targets are: the number
+    of each text's vector (texts,), -1 for other texts, the vectors (n, 384), and the axes they were turned to."""
+    translated = rows.source[rows.row] < len(contrast.TRANSLATIONS)
+    sides = np.flatnonzero(translated & (rows.language == rows.names["languages"].index("en")))
+    number = np.full(len(rows.language), -1)
+    number[sides] = np.arange(len(sides))
+    path = work / "english.npy"
+    if not path.exists():
+        log.info("reading %d English texts", len(sides))
+        read = MiniLM().encode([tokenizer.decode(rows.text(int(text)).tolist()) for text in sides])
+        np.save(path, read.astype(np.float16))
+    vectors = centred(np.load(path).astype(np.float32))
+    axes = torch.from_numpy(principal_axes(vectors.numpy(), data.WHITENING))
+    return number, F.normalize(vectors @ axes, dim=1), axes
+
+
+def centred(vectors: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(vectors - vectors.mean(0))
+
+
 @torch.no_grad()
-def vectors_of_a_sample(model: Bag | DeltaBag, rows: TokenTable, sources: loop.Sources) -> torch.Tensor:
-    """(n, C) of texts as they are drawn in training."""
-    drawn = data.Sampler(sources.texts, len(sources.targets), seed=3).draw(MEASURED_TEXTS)
-    packed, starts = data.pack([sources.texts.text(i) for i in drawn], loop.EOS)
+def pairings(model: Bag | DeltaBag, rows: TokenTable, sources: loop.Sources) -> Pairings:
+    """Vectors of texts as they are drawn in training, and of translations."""
+    sampler = data.Sampler(sources.texts, len(sources.targets), seed=3)
+    pairs = contrast.Pairs(sources.rows, seed=3).translations(MEASURED_TEXTS)
+    drawn = [sources.texts.text(i) for i in sampler.draw(MEASURED_TEXTS)], pairs.left, pairs.right
+    return Pairings(*(vectors_of(model, rows, texts) for texts in drawn))
+
+
+@torch.no_grad()
+def vectors_of(model: Bag | DeltaBag, rows: TokenTable, texts: list[contrast.Tokens]) -> torch.Tensor:
+    """(n, C)"""
+    packed, starts = data.pack(texts, loop.EOS)
     return loop.encode(model, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2]
 
 

@@ -211,6 +211,18 @@ class Pairs:
         right = [self.rows.text(self._partner(int(text))) for text in chosen]
         return Drawn(left, right, self.rows.row[chosen].astype(np.int64))
 
+    def of_english(self, count: int, number: NDArray[np.int64]) -> tuple[list[Tokens], NDArray[np.int64]]:
+        """Texts whose row has English, and that text's `number` (texts,); none where it is below 0."""
+        texts: list[Tokens] = []
+        numbers: list[int] = []
+        while len(texts) < count:
+            for text in self._draw("translations", count - len(texts)):
+                english = self._find(int(self.rows.row[text]), self.english)
+                if english is not None and number[english] >= 0:
+                    texts.append(self.rows.text(int(text)))
+                    numbers.append(int(number[english]))
+        return texts, np.array(numbers)
+
     def surroundings(self, count: int) -> Drawn:
         left: list[Tokens] = []
         right: list[Tokens] = []

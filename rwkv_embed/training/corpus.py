@@ -21,13 +21,13 @@ import zstandard
 
 QUOTAS = {
     # natural language, drawn nearly whole
-    "par_newstest": 30_000,
-    "par_wmt2122": 9_000,
+    "par_newstest": 50_000,
+    "par_wmt2122": 16_000,
     "par_wesnoth": 9_000,
-    "par_games": 11_000,
+    "par_games": 18_000,
     "par_bible": 7_000,
     "par_storybooks": 4_800,
-    "par_ud_en": 9_000,
+    "par_ud_en": 14_000,
     "par_ud_pud": 1_000,
     "par_udhr": 66,
     "par_quran": 3_000,
@@ -48,9 +48,9 @@ QUOTAS = {
     "par_vuedocs": 1_500,
     "par_ddtp": 6_000,
     # one language
-    "mono_commonvoice": 14_000,
-    "mono_lingua": 9_000,
-    "mono_ud": 5_000,
+    "mono_commonvoice": 80_000,
+    "mono_lingua": 20_000,
+    "mono_ud": 12_000,
     "pair_nativeqa": 4_500,
     "pair_debhandbook": 1_000,
     "pair_gnomehelp": 500,

@@ -25,6 +25,7 @@ from rwkv_embed.training.data import Texts
 from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.quantize import Quantized, quantize
 from rwkv_embed.training.sparse import as_sums, pursue
+from rwkv_embed.training.views import Counted
 from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, build_tokenizer, scripts_of
 
 STORED_ROWS = 1 << 16  # parts of sums are 16-bit numbers
@@ -33,14 +34,18 @@ WORDS_SHARE, PIECES_SHARE = 2.0, 0.5  # of a token's translations; the pieces ha
 
 Tokenize = Callable[[Tokenizer, Path], tuple[Texts, Rows]]  # training texts, kept in a folder
 ReadWords = Callable[[list[words.Word]], NDArray[np.float32]]  # the teacher's vectors (n, any)
+# What texts teach about the tokens, whose translations are a table (V, V).
+LearnViews = Callable[[Counted, Tokenizer, Texts, Rows, Tensor], Counted]
 
 log = logging.getLogger("rwkv_embed.training")
 
 
 @dataclass(frozen=True)
 class Large:
-    """Rows, the tokens that are sums of them, and the training texts in these tokens."""
+    """A bag of the rows that are kept, as they are coded, the tokens that are sums of them, and the training texts
+    in these tokens."""
 
+    bag: Bag
     table: Quantized
     sums: Sums
     texts: Texts
@@ -50,7 +55,7 @@ class Large:
 @torch.no_grad()
 def enlarge(
     bag: Bag, pieces: list[Piece], vectors: NDArray[np.float32], english: Tensor, rows: Rows,
-    tokenize: Tokenize, read_words: ReadWords, work: Path,
+    tokenize: Tokenize, read_words: ReadWords, learn_views: LearnViews, work: Path,
 ) -> Large:  # fmt: skip
     """Of a trained `bag` whose tokens are `pieces`, `vectors` (V, any) the teacher's for them.
 
@@ -68,34 +73,36 @@ def enlarge(
     spelled = words.as_pieces(found, pieces)
     kept = work / "words"
     kept.mkdir(exist_ok=True)
-    texts, rows = tokenize(saved_tokenizer([*pieces, *spelled], kept), kept)
+    tokenizer = saved_tokenizer([*pieces, *spelled], kept)
+    texts, rows = tokenize(tokenizer, kept)
 
     unit = torch.cat([F.normalize(table[:, :-1], dim=1), goals])
     counts = torch.cat([importance, sizes / math.sqrt(table.shape[1])])
     translations = translations_of(rows, unit, counts, OF_WORDS, kept)
     share = torch.cat([torch.full((len(table), 1), PIECES_SHARE), torch.full((len(goals), 1), WORDS_SHARE)])
-    unit = moved(unit, translations, OF_WORDS, share)
-    lengths = table[FIRST_PIECE:, :-1].norm(dim=1, keepdim=True)
-    table[FIRST_PIECE:, :-1] = unit[FIRST_PIECE : len(table)] * lengths
+    tokens = Counted(moved(unit, translations, OF_WORDS, share), counts)
+    tokens = learn_views(tokens, tokenizer, texts, rows, translations)
+    del unit, translations
 
     stored = stored_tokens(english.numpy() > TRANSLATES, STORED_ROWS)
-    used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(unit)) > 0
+    used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(counts)) > 0
     used[: len(table)] = True
     used[stored] = False
     everything = [("", 0.0)] * FIRST_PIECE + pieces + spelled
     others = np.array(sorted(np.flatnonzero(used), key=lambda token: everything[token][0]))  # compresses best
     log.info("%d rows, %d sums of them", len(stored), len(others))
-    quantized = quantize(table[stored].numpy())
-    centred = torch.from_numpy(quantized.rows())
-    centred = (centred - centred.mean(1, keepdim=True))[:, :-1]  # as the model's norm has them
-    parts, weights, _ = pursue(unit[others], F.normalize(centred, dim=1))
+    large = Bag(F.pad(tokens.vectors[stored], (0, 1)), tokens.importance[stored])
+    quantized = quantize(large.emb.detach().numpy())
+    large.emb.data = torch.from_numpy(quantized.rows())
+    centred = (large.emb - large.emb.mean(1, keepdim=True))[:, :-1]  # as the model's norm has them
+    parts, weights, _ = pursue(tokens.vectors[others], F.normalize(centred, dim=1))
 
     order = np.concatenate([stored, others])
-    numbers = np.full(len(unit), -1, np.int32)
+    numbers = np.full(len(counts), -1, np.int32)
     numbers[order] = np.arange(len(order))
     texts.tokens, rows.tokens = numbers[texts.tokens], numbers[rows.tokens]
     saved_tokenizer([everything[token] for token in order[FIRST_PIECE:]], work)
-    return Large(quantized, as_sums(parts, weights, centred), texts, rows)
+    return Large(large, quantized, as_sums(parts, weights, centred), texts, rows)
 
 
 def stored_tokens(translates: NDArray[np.bool_], most: int) -> NDArray[np.int64]:

@@ -1,15 +1,17 @@
 """What is done to a trained bag before it is shipped, without training (figures in docs/log.md)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_embed.training.axes import principal_axes
+from rwkv_embed.training.axes import Pairings, principal_axes, telling_apart
 from rwkv_embed.training.loss import SHORTEST
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
-TRAINED_WHITENING, WIDENED_WHITENING, POOLED_WHITENING = 0.35, 0.25, 0.4
+TRAINED_WHITENING = 0.35
 LEAST_DEVIATION = 0.1  # of the mean one; axes below it hold noise
 READ_SHARE = 0.55  # of the length that the trained numbers of a row have
 
@@ -27,6 +29,25 @@ def whiten(head: Head, vectors: Tensor, power: float) -> None:
     with torch.no_grad():
         head.norm.weight.mul_(scale)
         head.norm.bias.sub_(vectors.mean(0)).mul_(scale)
+
+
+@torch.no_grad()
+def centre(head: Head, vectors: Tensor) -> None:
+    """Take the mean of `vectors` (n, C), which the head gave, away in its norm."""
+    head.norm.bias.sub_(vectors.mean(0))
+
+
+@torch.no_grad()
+def turn(bag: Bag, measure: Callable[[], Pairings]) -> None:
+    """Turn what the layer puts out to the axes that tell texts apart, the strongest first, and centre it.
+
+    `measure` gives the vectors of texts and translations, as the bag makes them. Its head must be the identity.
+    """
+    bag.head.fc1.weight.zero_()  # nothing hears it, and zeros take no room
+    bag.head.norm.bias.zero_()
+    axes = telling_apart(Pairings(*(F.normalize(vectors, dim=1) for vectors in measure())))
+    bag.output.copy_(axes.T @ bag.output * (len(axes) ** 0.5 / axes.norm()))
+    centre(bag.head, measure().texts)
 
 
 def widen(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Bag:

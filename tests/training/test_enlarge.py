@@ -136,7 +136,9 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
         return teacher[[tokens_of("▁wa")[0]] * 2]
 
     before = rows_of(texts, build_tokenizer(PIECES))
-    large = enlarge.enlarge(bag, PIECES, teacher, torch.zeros(V), before, tokenize, read_words, tmp_path)
+    large = enlarge.enlarge(
+        bag, PIECES, teacher, torch.zeros(V), before, tokenize, read_words, lambda tokens, *_: tokens, tmp_path
+    )
     tokenizer = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.vocab_size == V + 2 == len(large.table.symbols) + len(large.sums)
     assert len(large.sums) == 3  # two words, and the piece that is used least

@@ -7,8 +7,8 @@ import torch
 from samples import small_bag
 
 from rwkv_embed.training import finish, loop
-from rwkv_embed.training.axes import principal_axes
-from rwkv_embed.training.finish import mix, whiten
+from rwkv_embed.training.axes import Pairings, principal_axes, telling_apart
+from rwkv_embed.training.finish import mix, turn, whiten
 from rwkv_embed.training.model import Head, importance_of
 from rwkv_embed.training.table import TokenTable
 
@@ -42,6 +42,28 @@ def test_whitening_takes_the_mean_away_and_evens_the_axes_out(power: float) -> N
     assert after.mean(0).abs().max() < 1e-5
     spread = [x.std(0) / x.std(0).mean() for x in (before, after)]
     assert torch.allclose(spread[1], spread[0] ** (1 - power), rtol=0.05)
+
+
+def test_texts_are_turned_to_their_axes_and_have_no_mean() -> None:
+    bag, generator = small_bag(), torch.Generator().manual_seed(1)
+    packed = torch.randint(1, 50, (4_000,), generator=generator)
+    packed[7::8] = 0
+    starts = torch.arange(0, 4_001, 8)
+
+    def measure() -> Pairings:
+        with torch.no_grad():
+            texts = loop.encode(bag, TokenTable(bag.emb), packed, starts)[2]
+        return Pairings(texts, texts[:-1], texts[1:])
+
+    measured = measure()
+    before = torch.nn.functional.normalize(measured.texts, dim=1)
+    strength = (before @ telling_apart(Pairings(before, before[:-1], before[1:]))).std(0)
+    turn(bag, measure)
+    after = measure().texts
+    assert after.mean(0).abs().max() < 1e-4
+    assert ((before - before.mean(0)).std(0).argmax() != 0) and after.std(0).argmax() == 0
+    shape = after.std(0) / after.std(0).mean()
+    assert torch.corrcoef(torch.stack([shape[:64], strength[:64]]))[0, 1] > 0.95
 
 
 def likeness(vectors: torch.Tensor) -> torch.Tensor:
