@@ -3,9 +3,10 @@
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
 it, align its tokens with their translations, widen it, take whole words in, learn what two teachers' vectors of
-whole texts say about each token, round the rows that are kept and make the other tokens sums of them, train the
-delta rule that pools tokens, export WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more,
-blocks are trained on top of the aligned bag instead of what follows.
+whole texts say about each token, draw rare tokens to those that are read alike, round the rows that are kept and
+make the other tokens sums of them, train the delta rule that pools tokens, export WORK/model.safetensors and
+WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned bag instead of what
+follows.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=262_144, help="lines the teacher reads, at most")
     parser.add_argument("--network-minutes", type=float, default=10, help="the bag, all rows moved by a rule")
     parser.add_argument("--bag-minutes", type=float, default=60, help="the bag, each row for itself")
-    parser.add_argument("--view-minutes", type=float, default=15, help="each teacher's view of all tokens")
+    parser.add_argument("--view-minutes", type=float, default=30, help="each teacher's view of all tokens")
     parser.add_argument("--delta-minutes", type=float, default=20, help="how the bag's tokens are pooled")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60, help="for the blocks, if there are more layers")

@@ -23,6 +23,7 @@ from rwkv_embed.training.align import OF_WORDS, Belief, moved, translation_table
 from rwkv_embed.training.contrast import Rows
 from rwkv_embed.training.data import Texts
 from rwkv_embed.training.model import Bag, importance_of
+from rwkv_embed.training.neighbours import drawn, nearest
 from rwkv_embed.training.quantize import Quantized, quantize
 from rwkv_embed.training.sparse import as_sums, pursue
 from rwkv_embed.training.views import Counted
@@ -69,7 +70,8 @@ def enlarge(
     scripts = scripts_of([("", 0.0)] * FIRST_PIECE + pieces)
     uses = torch.from_numpy(np.bincount(rows.tokens, minlength=len(table)))
     reading = words.Reading.fit(table, importance, vectors, scripts, uses)
-    goals, sizes = reading.goals(found, read_words(found))
+    read = read_words(found)
+    goals, sizes = reading.goals(found, read)
     spelled = words.as_pieces(found, pieces)
     kept = work / "words"
     kept.mkdir(exist_ok=True)
@@ -84,11 +86,15 @@ def enlarge(
     tokens = learn_views(tokens, tokenizer, texts, rows, translations)
     del unit, translations
 
+    everything = [("", 0.0)] * FIRST_PIECE + pieces + spelled
+    near, cosines = nearest(np.concatenate([vectors, read]), scripts_of(everything))
+    met = np.bincount(rows.tokens, minlength=len(counts))
+    tokens = Counted(drawn(tokens.vectors, near, cosines, met), tokens.importance)
+
     stored = stored_tokens(english.numpy() > TRANSLATES, STORED_ROWS)
     used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(counts)) > 0
     used[: len(table)] = True
     used[stored] = False
-    everything = [("", 0.0)] * FIRST_PIECE + pieces + spelled
     others = np.array(sorted(np.flatnonzero(used), key=lambda token: everything[token][0]))  # compresses best
     log.info("%d rows, %d sums of them", len(stored), len(others))
     large = Bag(F.pad(tokens.vectors[stored], (0, 1)), tokens.importance[stored])

@@ -1,4 +1,4 @@
-"""The trained token table in few different values, as it is shipped (coding.py): about 3.0 bits a value.
+"""The trained token table in few different values, as it is shipped (coding.py): about 3.3 bits a value.
 
 A row's step grows with its rank by use, since a frequent token is in more texts than a rare one: for one size of
 file, NTREX is 0.02 higher than with one step for all rows. Neighbouring columns share their statistics. Figures:
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rwkv_embed.coding import SYMBOLS
 
 FIRST_RANK = 257  # the token before the first piece; those up to it, EOS and bytes, have the finest step
-RANK, STEP, POWER = 1000, 0.26, 0.2  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
-LEAST, RATIO = 0.25, 1.12  # ... rounded to LEAST * RATIO ** class
+RANK, STEP, POWER = 1000, 0.2, 0.2  # rows of unit size have steps of STEP * (rank / RANK) ** POWER
+LEAST, RATIO = 0.2, 1.12  # ... rounded to LEAST * RATIO ** class
 ROUNDED_DOWN = 0.56  # of a step: zeros and small symbols are cheap
 GROUP = 32  # columns
 REACH = SYMBOLS // 2 - 1  # steps on either side of zero

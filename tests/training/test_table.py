@@ -119,11 +119,10 @@ def test_shipped_rows_have_steps_that_grow_with_their_rank() -> None:
     assert (np.diff(quantized.classes.astype(int)) >= 0).all()
     assert quantized.groups.tolist() == [0] * 32 + [1] * 32
     off = np.abs(quantized.rows() - unit)
-    for rank, step in ((1, 0.25), (1_000, 0.26), (20_000, 0.26 * 20**0.2)):
+    for rank, step in ((1, 0.2), (1_000, 0.2), (20_000, 0.2 * 20**0.2)):
         row = off[257 + rank]
-        assert (
-            row.max() <= 0.6 * step
-        )  # the nearest symbol's mean; a little more than half of a step goes to zero
+        # the mean of those with its symbol; a little more than half of a step goes to zero
+        assert row.max() <= 0.6 * step
         assert row.max() >= 0.4 * step
     assert np.unique(quantized.symbols[-1]).size < np.unique(quantized.symbols[0]).size
 
