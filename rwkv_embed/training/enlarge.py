@@ -67,9 +67,9 @@ def enlarge(
     log.info("%d words", len(found))
     table = F.layer_norm(bag.emb, bag.emb.shape[1:])
     importance = importance_of(bag, bag.emb)
-    scripts = scripts_of([("", 0.0)] * FIRST_PIECE + pieces)
+    known = [("", 0.0)] * FIRST_PIECE + pieces
     uses = torch.from_numpy(np.bincount(rows.tokens, minlength=len(table)))
-    reading = words.Reading.fit(table, importance, vectors, scripts, uses)
+    reading = words.Reading.fit(table, importance, vectors, scripts_of(known), uses)
     read = read_words(found)
     goals, sizes = reading.goals(found, read)
     spelled = words.as_pieces(found, pieces)
@@ -86,7 +86,7 @@ def enlarge(
     tokens = learn_views(tokens, tokenizer, texts, rows, translations)
     del unit, translations
 
-    everything = [("", 0.0)] * FIRST_PIECE + pieces + spelled
+    everything = known + spelled
     near, cosines = nearest(np.concatenate([vectors, read]), scripts_of(everything))
     met = np.bincount(rows.tokens, minlength=len(counts))
     tokens = Counted(drawn(tokens.vectors, near, cosines, met), tokens.importance)

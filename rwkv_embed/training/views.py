@@ -20,11 +20,10 @@ from torch import Tensor
 from rwkv_embed.training.align import OF_WORDS
 from rwkv_embed.training.axes import Pairings, telling_apart
 from rwkv_embed.training.contrast import Tokens
-from rwkv_embed.training.loss import TEMPERATURE
+from rwkv_embed.training.loss import NEIGHBOUR_WEIGHT, TEMPERATURE
 
 TEXTS = 2_048  # of a step
 RATE, LEAST_RATE = 3e-3, 0.05
-NEIGHBOUR_WEIGHT = 0.5
 FITTED_TEXTS, RIDGE = 30_000, 1e-3
 ROWS_AT_ONCE = 50_000
 # A token that an English teacher has read counts 1 in its first view, one that it has not, UNREAD, and its

@@ -1,13 +1,14 @@
 """Words as tokens, and tokens as sums of rows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rwkv_embed.training import contrast, data, enlarge, sparse, words
+from rwkv_embed.training import contrast, data, enlarge, neighbours, sparse, words
 from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.vocabulary import FIRST_PIECE, build_tokenizer
 
@@ -135,6 +136,13 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
         assert len(found) == 2
         return teacher[[tokens_of("▁wa")[0]] * 2]
 
+    asked = []
+
+    def drawn(*given: Any) -> torch.Tensor:
+        asked.append(given)
+        return neighbours.drawn(*given)
+
+    monkeypatch.setattr(enlarge, "drawn", drawn)
     before = rows_of(texts, build_tokenizer(PIECES))
     large = enlarge.enlarge(
         bag, PIECES, teacher, torch.zeros(V), before, tokenize, read_words, lambda tokens, *_: tokens, tmp_path
@@ -142,6 +150,11 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
     tokenizer = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.vocab_size == V + 2 == len(large.table.symbols) + len(large.sums)
     assert len(large.sums) == 3  # two words, and the piece that is used least
+    [(vectors, near, cosines, uses)] = asked  # of all tokens, words last
+    assert len(vectors) == V + 2 and sorted(uses[V:].tolist()) == [3, 5]
+    for word, other in ((V, V + 1), (V + 1, V)):  # read as each other are, and as `wa`
+        assert sorted(near[word, :2].tolist()) == sorted([other, *tokens_of("▁wa")])
+        np.testing.assert_allclose(cosines[word, :2], 1, atol=1e-5)
     for i, text in enumerate(texts):
         assert large.rows.text(i).tolist() == tokenizer.encode(text) == large.texts.text(i).tolist()
         assert tokenizer.decode(large.rows.text(i).tolist()) == text
