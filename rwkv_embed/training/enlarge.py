@@ -26,6 +26,7 @@ from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.neighbours import drawn, nearest
 from rwkv_embed.training.quantize import Quantized, quantize
 from rwkv_embed.training.sparse import as_sums, pursue
+from rwkv_embed.training.stems import grow
 from rwkv_embed.training.views import Counted
 from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, build_tokenizer, scripts_of
 
@@ -83,16 +84,27 @@ def enlarge(
     translations = translations_of(rows, unit, counts, OF_WORDS, kept)
     share = torch.cat([torch.full((len(table), 1), PIECES_SHARE), torch.full((len(goals), 1), WORDS_SHARE)])
     tokens = Counted(moved(unit, translations, OF_WORDS, share), counts)
-    tokens = learn_views(tokens, tokenizer, texts, rows, translations)
-    del unit, translations
+    del unit
 
-    everything = known + spelled
-    near, cosines = nearest(np.concatenate([vectors, read]), scripts_of(everything))
-    met = np.bincount(rows.tokens, minlength=len(counts))
+    grown = grow(tokens, known + spelled, rows, words=len(known))
+    tokens, everything, numbers = grown.tokens, grown.pieces, grown.numbers
+    log.info("%d stems, instead of %d words", grown.stems, int((numbers < 0).sum()))
+    kept = work / "stems"
+    kept.mkdir(exist_ok=True)
+    tokenizer = saved_tokenizer(everything[FIRST_PIECE:], kept)
+    texts, rows = tokenize(tokenizer, kept)
+    tokens = learn_views(tokens, tokenizer, texts, rows, renumbered(translations, numbers, len(everything)))
+    del translations
+
+    alone = np.zeros((len(everything), vectors.shape[1]), np.float32)  # nobody has read the stems
+    alone[numbers[numbers >= 0]] = np.concatenate([vectors, read])[numbers >= 0]
+    near, cosines = nearest(alone, scripts_of(everything))
+    met = np.bincount(rows.tokens, minlength=len(everything))
     tokens = Counted(drawn(tokens.vectors, near, cosines, met), tokens.importance)
 
     stored = stored_tokens(english.numpy() > TRANSLATES, STORED_ROWS)
-    used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(counts)) > 0
+    used = np.bincount(np.concatenate([texts.tokens, rows.tokens]), minlength=len(everything)) > 0
+    used[len(everything) - grown.stems :] = True  # they are for texts that are not here
     used[: len(table)] = True
     used[stored] = False
     others = np.array(sorted(np.flatnonzero(used), key=lambda token: everything[token][0]))  # compresses best
@@ -104,9 +116,9 @@ def enlarge(
     parts, weights, _ = pursue(tokens.vectors[others], F.normalize(centred, dim=1))
 
     order = np.concatenate([stored, others])
-    numbers = np.full(len(counts), -1, np.int32)
-    numbers[order] = np.arange(len(order))
-    texts.tokens, rows.tokens = numbers[texts.tokens], numbers[rows.tokens]
+    placed = np.full(len(everything), -1, np.int32)
+    placed[order] = np.arange(len(order))
+    texts.tokens, rows.tokens = placed[texts.tokens], placed[rows.tokens]
     saved_tokenizer([everything[token] for token in order[FIRST_PIECE:]], work)
     return Large(large, quantized, as_sums(parts, weights, centred), texts, rows)
 
@@ -126,6 +138,14 @@ def translations_of(rows: Rows, vectors: Tensor, importance: Tensor, belief: Bel
         torch.save(translation_table(rows, vectors, importance, belief), path)
     table: Tensor = torch.load(path, weights_only=True)
     return table
+
+
+def renumbered(translations: Tensor, numbers: NDArray[np.int64], size: int) -> Tensor:
+    """The table (size, size) of tokens whose numbers are new ones (V,), -1 for those that are no more."""
+    table = translations.coalesce()
+    indices = torch.from_numpy(numbers)[table.indices()]
+    kept = (indices >= 0).all(0)
+    return torch.sparse_coo_tensor(indices[:, kept], table.values()[kept], (size, size), check_invariants=True)
 
 
 def saved_tokenizer(pieces: list[Piece], folder: Path) -> FileTokenizer:

@@ -31,15 +31,23 @@ RIDGE = 1e-4
 Word = tuple[int, ...]
 
 
-def collect(rows: Rows, pieces: Sequence[Piece]) -> list[Word]:
-    """The words of the texts that are used at least twice, the most used first, as the ids of their pieces.
+@dataclass(frozen=True)
+class Runs:
+    """Where the words of texts begin, how many tokens each has, and the number of its language; each (n,)."""
 
-    `pieces[i]` has the id `FIRST_PIECE + i`. A word begins with a space and goes on to the end of its letters.
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    languages: NDArray[np.int64]
+
+
+def runs(rows: Rows, pieces: Sequence[Piece]) -> Runs:
+    """The words of the texts. `pieces[i]` has the id `FIRST_PIECE + i`.
+
+    A word begins with a space and goes on to the end of its letters.
     """
     letters = np.array([False] * FIRST_PIECE + [_is_word(piece) for piece, _ in pieces])
     begins = np.array([False] * FIRST_PIECE + [piece.startswith("▁") for piece, _ in pieces])
-    tokens = rows.tokens.astype(np.int64)
-    language = np.repeat(rows.language.astype(np.int64), np.diff(rows.offsets))
+    tokens = rows.tokens
     inside = letters[tokens]
     edge = np.ones(len(tokens) + 1, bool)  # where a word may not go on
     edge[:-1] = begins[tokens] | ~inside
@@ -47,14 +55,24 @@ def collect(rows: Rows, pieces: Sequence[Piece]) -> list[Word]:
     starts = np.flatnonzero(inside & begins[tokens])
     ends = np.flatnonzero(edge)
     lengths = ends[np.searchsorted(ends, starts, side="right")] - starts
-    several = (lengths >= 2) & (lengths <= MOST_PIECES)
-    starts, lengths = starts[several], lengths[several]
+    texts = np.searchsorted(rows.offsets, starts, side="right") - 1
+    return Runs(starts, lengths, rows.language[texts].astype(np.int64))
+
+
+def collect(rows: Rows, pieces: Sequence[Piece]) -> list[Word]:
+    """The words of the texts that are used at least twice, the most used first, as the ids of their pieces.
+
+    `pieces[i]` has the id `FIRST_PIECE + i`.
+    """
+    spans = runs(rows, pieces)
+    several = (spans.lengths >= 2) & (spans.lengths <= MOST_PIECES)
+    starts, lengths, languages = spans.starts[several], spans.lengths[several], spans.languages[several]
+    tokens = rows.tokens
     spelled = np.zeros((len(starts), MOST_PIECES), np.int32)
     for i in range(MOST_PIECES):
         longer = lengths > i
         spelled[longer, i] = tokens[starts[longer] + i]
-    per_language = np.bincount(language[starts]).astype(np.float64)
-    counts = per_language[language[starts]] ** -LANGUAGE_POWER
+    counts = np.bincount(languages).astype(np.float64)[languages] ** -LANGUAGE_POWER
     keys = spelled.view(np.dtype((np.void, spelled.itemsize * MOST_PIECES))).ravel()
     _, first, which, used = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     weights = np.where(used >= 2, np.bincount(which, counts), 0.0)

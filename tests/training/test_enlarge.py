@@ -172,3 +172,51 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
     assert F.cosine_similarity(found[:1], goals).item() > 0.7
     likeness = F.normalize(found, dim=1) @ F.normalize(rows[:, :-1], dim=1).T
     assert likeness.argmax(1).tolist() == tokens_of("▁wa") * 2  # what the teacher reads in both
+
+
+def test_forms_that_texts_have_once_get_stems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enlarge, "STORED_ROWS", FIRST_PIECE + len(PIECES) - 1)
+    torch.manual_seed(0)
+    V = FIRST_PIECE + len(PIECES)
+    bag = Bag(torch.randn(V, 64), torch.rand(V))
+    teacher = F.normalize(bag.emb.detach()[:, :-1], dim=1).numpy()
+    texts = ["firefalls water firefalling", "firefalls water"]
+    folders = []
+
+    def tokenize(tokenizer, folder: Path) -> tuple[data.Texts, contrast.Rows]:
+        folders.append(folder.name)
+        read = rows_of(texts, tokenizer._rust)
+        return data.Texts(read.tokens.copy(), read.offsets, np.zeros(2, np.int32), np.zeros(2, np.int32)), read
+
+    seen = []
+
+    def learn_views(tokens, tokenizer, read, rows, translations):
+        seen.append((tokens, tokenizer, [read.text(i).tolist() for i in range(2)], translations.shape))
+        return tokens
+
+    before = rows_of(texts, build_tokenizer(PIECES))
+    large = enlarge.enlarge(
+        bag, PIECES, teacher, torch.zeros(V), before, tokenize,
+        lambda found: teacher[[tokens_of("▁wa")[0], tokens_of("▁fire")[0]][: len(found)]], learn_views, tmp_path,
+    )  # fmt: skip
+    assert folders == ["words", "stems"]
+    [(tokens, tokenizer, learned_from, shape)] = seen
+    assert [tokenizer.decode([token]) for token in range(V, V + 2)] == ["water", "firefall"]  # firefalls is rare
+    assert len(tokens.vectors) == V + 2 and shape == (V + 2, V + 2)
+    for form, ending in (("firefalls", ["s"]), ("firefalling", [*"ing"])):
+        assert tokenizer.encode(form) == [V + 1, *tokens_of(*ending)]
+    assert learned_from == tokenizer.encode_batch(texts)
+    final = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
+    assert [large.rows.text(i).tolist() for i in range(2)] == final.encode_batch(texts)
+    assert final.decode(final.encode("firefalling")[:1]) == "firefall"
+
+
+def test_a_table_of_translations_follows_its_tokens() -> None:
+    table = torch.sparse_coo_tensor(
+        torch.tensor([[0, 1, 2, 3], [1, 2, 0, 3]]), torch.tensor([1.0, 2, 3, 4]), (4, 4),
+        check_invariants=True,
+    )  # fmt: skip
+    found = enlarge.renumbered(table, np.array([2, -1, 0, 1]), 5).to_dense()
+    expected = torch.zeros(5, 5)
+    expected[0, 2], expected[1, 1] = 3, 4
+    assert torch.equal(found, expected)
