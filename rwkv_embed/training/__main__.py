@@ -2,11 +2,11 @@
 
 Stages, each of which keeps its result in WORK and is skipped when that is there: draw the mixture, choose the
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
-it, align its tokens with their translations, widen it, take whole words in, learn what two teachers' vectors of
-whole texts say about each token, draw rare tokens to those that are read alike, round the rows that are kept and
-make the other tokens sums of them, train the delta rule that pools tokens, export WORK/model.safetensors and
-WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned bag instead of what
-follows.
+it, align its tokens with their translations, widen it, take whole words in and the stems of others, learn what two
+teachers' vectors of whole texts say about each token, draw rare tokens to those that are read alike, round the
+rows that are kept and make the other tokens sums of them, train the delta rule that pools tokens, export
+WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned
+bag instead of what follows.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Makes the vocabulary many times as large as the table: words become tokens, and most tokens sums of rows.
 
-A row in few different values takes 190 bytes, a sum of four or five rows eleven, compressed. As a sum a rare token
+A row in few different values takes 190 bytes, a sum of four or five rows ten, compressed. As a sum a rare token
 is found no worse than as a row in the coarser steps that a larger table would need (docs/log.md).
 """
 

@@ -260,8 +260,8 @@ def _bonus(text: str) -> float:
 def _better_than_pieces(stems: Sequence[str], families: Families, vectors: Tensor) -> list[float]:
     """By how much the cosine to what forms of the stem mean is expected to be higher than that of their pieces."""
     better = []
-    for first in range(0, len(stems), AT_ONCE):
-        texts = [stem.removeprefix("▁") for stem in stems[first : first + AT_ONCE]]
+    for rows in _slices(len(stems)):
+        texts = [stem.removeprefix("▁") for stem in stems[rows]]
         members = [families.members(text) for text in texts]
         _, agreement = _means(vectors, members)
         for text, family, agreed in zip(texts, members, agreement.tolist(), strict=True):

@@ -43,16 +43,17 @@ class Runs:
 def runs(rows: Rows, pieces: Sequence[Piece]) -> Runs:
     """The words of the texts. `pieces[i]` has the id `FIRST_PIECE + i`.
 
-    A word begins with a space and goes on to the end of its letters.
+    A word begins with a space, which may be a piece of its own, and goes on to the end of its letters.
     """
     letters = np.array([False] * FIRST_PIECE + [_is_word(piece) for piece, _ in pieces])
     begins = np.array([False] * FIRST_PIECE + [piece.startswith("▁") for piece, _ in pieces])
+    space = np.array([False] * FIRST_PIECE + [piece == "▁" for piece, _ in pieces])
     tokens = rows.tokens
     inside = letters[tokens]
     edge = np.ones(len(tokens) + 1, bool)  # where a word may not go on
     edge[:-1] = begins[tokens] | ~inside
     edge[rows.offsets] = True
-    starts = np.flatnonzero(inside & begins[tokens])
+    starts = np.flatnonzero((inside & begins[tokens]) | (space[tokens] & ~edge[1:]))
     ends = np.flatnonzero(edge)
     lengths = ends[np.searchsorted(ends, starts, side="right")] - starts
     texts = np.searchsorted(rows.offsets, starts, side="right") - 1

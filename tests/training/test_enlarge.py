@@ -57,9 +57,16 @@ def test_a_word_is_collected_once_however_it_was_cut() -> None:
     assert words.collect(rows, whole) == [spelled[0]]  # w-a-ter is the same word, and fi-re a piece
 
 
+def test_a_space_may_be_a_piece_of_its_own() -> None:
+    rows = rows_of(["falls falls", "fall, s", "▁ ▁", "falls"], build_tokenizer(PIECES))
+    assert words.collect(rows, PIECES) == [tuple(tokens_of("▁", "fall", "s"))]
+    spans = words.runs(rows, PIECES)
+    assert spans.lengths.tolist() == [3, 3, 2, 2, 3]  # not the spaces that nothing follows
+
+
 def test_words_end_with_their_text_and_with_their_letters() -> None:
     rows = rows_of(["wa", "ter", "wa,ter", "wa ter"], build_tokenizer([*PIECES[:4], *PIECES[8:]]))
-    assert words.collect(rows, [*PIECES[:4], *PIECES[8:]]) == []
+    assert words.collect(rows, [*PIECES[:4], *PIECES[8:]]) == [tuple(tokens_of("▁", "ter"))]  # twice
 
 
 def test_a_goal_is_half_the_pieces_and_more_than_half_what_the_teacher_reads() -> None:
