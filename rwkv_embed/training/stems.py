@@ -12,7 +12,6 @@ they tell, and of words that it has seldom, as if these were not known. docs/log
 
 import heapq
 import math
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ from torch import Tensor
 
 from rwkv_embed.training.contrast import Rows
 from rwkv_embed.training.views import Counted
-from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece
-from rwkv_embed.training.words import runs
+from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, is_letter, script_of
+from rwkv_embed.training.words import above, runs
 
 MOST_STEMS = 270_000
 LEAST_LETTERS, LEAST_SHARE = 4, 0.6  # of a form that a stem tells
@@ -89,7 +88,7 @@ class Families:
 
     def insides(self, form: str) -> list[str]:
         """Stems after what may be particles."""
-        script = _script(form)
+        script = script_of(form)
         lengths = {*PARTICLES.get(script, ())}
         if script == "ARABIC":
             lengths |= {len(particle) for particle in LONG_PARTICLES if form.startswith(particle)}
@@ -243,13 +242,13 @@ def spelled(texts: Sequence[str], pieces: Sequence[Piece]) -> list[Piece]:
     scores = [0.0, *(score for _, score in pieces[FIRST_PIECE:])]
     encoded = plain.encode_batch_fast(list(texts), add_special_tokens=False)
     sums = (sum(scores[token] for token in encoding.ids) for encoding in encoded)
-    return [(text, float(math.ceil(total + 0.01))) for text, total in zip(texts, sums, strict=True)]
+    return [(text, above(total)) for text, total in zip(texts, sums, strict=True)]
 
 
 def longest_first(piece: Piece) -> Piece:
     """The piece, scored so that a word is cut after the longest beginning that is known."""
     text, score = piece
-    return text, score + (_bonus(text) if text.startswith("▁") and any(map(_is_letter, text)) else 0.0)
+    return text, score + (_bonus(text) if text.startswith("▁") and any(map(is_letter, text)) else 0.0)
 
 
 def _bonus(text: str) -> float:
@@ -265,7 +264,7 @@ def _better_than_pieces(stems: Sequence[str], families: Families, vectors: Tenso
         members = [families.members(text) for text in texts]
         _, agreement = _means(vectors, members)
         for text, family, agreed in zip(texts, members, agreement.tolist(), strict=True):
-            letters = len(text) + (_script(text) in VOWELS_UNWRITTEN) - LEAST_LETTERS
+            letters = len(text) + (script_of(text) in VOWELS_UNWRITTEN) - LEAST_LETTERS
             cosine = BY_LETTERS[min(letters, len(BY_LETTERS) - 1)]
             if len(family) > 2:
                 cosine = (cosine + AGREEING[0] + AGREEING[1] * agreed) / 2
@@ -297,14 +296,5 @@ def _least(form: str) -> int:
     return max([least, *(length + LEAST_LETTERS - 1 for length in long)])
 
 
-@cache
-def _is_letter(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LM"
-
-
 def _letters(text: str) -> bool:
-    return bool(text) and all(map(_is_letter, text))
-
-
-def _script(text: str) -> str:
-    return unicodedata.name(text[0], "?").split()[0]
+    return bool(text) and all(map(is_letter, text))

@@ -6,6 +6,7 @@ their own, and every figure was lower by 0.02 to 0.06 (docs/log.md).
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,10 +69,17 @@ def centre_by_script(
 
 
 def scripts_of(pieces: Sequence[Piece]) -> NDArray[np.str_]:
-    """The first word of the Unicode name of each piece's first letter: LATIN, CJK, ARABIC ...; "-" without one."""
+    """`script_of` each piece."""
+    return np.array([script_of(piece) for piece, _ in pieces])
 
-    def script(piece: str) -> str:
-        letter = next((character for character in piece if character.isalpha()), None)
-        return unicodedata.name(letter, "?").split()[0] if letter else "-"
 
-    return np.array([script(piece) for piece, _ in pieces])
+def script_of(text: str) -> str:
+    """The first word of the Unicode name of its first letter: LATIN, CJK, ARABIC ...; "-" without one."""
+    letter = next((character for character in text if character.isalpha()), None)
+    return unicodedata.name(letter, "?").split()[0] if letter else "-"
+
+
+@cache
+def is_letter(character: str) -> bool:
+    """Letters, and the marks on them."""
+    return unicodedata.category(character)[0] in "LM"

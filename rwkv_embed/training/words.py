@@ -7,7 +7,6 @@ tenth of a row's room, so that the vocabulary may have several times as many wor
 """
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rwkv_embed.training.contrast import Rows
-from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, scripts_of
+from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, is_letter, script_of
 
 MOST_PIECES = 6
 MOST_WORDS = 1_120_000  # by use, languages tempered; those that no training text has in the end are left out
@@ -93,9 +92,13 @@ def as_pieces(words: Sequence[Word], pieces: Sequence[Piece]) -> list[Piece]:
     found = []
     for word in words:
         parts = [pieces[token - FIRST_PIECE] for token in word]
-        score = math.ceil(sum(score for _, score in parts) + 0.01)  # fewer different numbers: a smaller file
-        found.append(("".join(piece for piece, _ in parts), float(score)))
+        found.append(("".join(piece for piece, _ in parts), above(sum(score for _, score in parts))))
     return found
+
+
+def above(score: float) -> float:
+    """A little more than the score; whole, since fewer different numbers make a smaller file."""
+    return float(math.ceil(score + 0.01))
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,7 @@ class Reading:
 
 def _is_word(piece: str) -> bool:
     """Whether the piece may be part of a word: with letters, of a script that puts spaces between words."""
-    script = str(scripts_of([(piece, 0.0)])[0])
-    has_letters = any(unicodedata.category(character)[0] in "LM" for character in piece)
-    return has_letters and script.split("-")[0] not in UNSPACED
+    return any(map(is_letter, piece)) and script_of(piece).split("-")[0] not in UNSPACED
 
 
 def _with_script(vectors: NDArray[np.float32], scripts: NDArray[np.int64], count: int) -> Tensor:
