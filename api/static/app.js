@@ -21,8 +21,8 @@ async function call(path, body, signal) {
     throw error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
   });
   if (reply.ok) return reply;
-  if (reply.status === 401) $("key-form").hidden = false;
   const wrong = await reply.json().catch(() => null);
+  if (reply.status === 401) $("key-form").hidden = false; // no earlier than what it is asked for with
   throw new Error(wrong?.error?.message ?? `the server answered ${reply.status}`);
 }
 
