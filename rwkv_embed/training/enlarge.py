@@ -26,7 +26,7 @@ from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.neighbours import drawn, nearest
 from rwkv_embed.training.quantize import Quantized, quantize
 from rwkv_embed.training.sparse import as_sums, pursue
-from rwkv_embed.training.stems import grow
+from rwkv_embed.training.stems import grow, longest_first
 from rwkv_embed.training.views import Counted
 from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, build_tokenizer, scripts_of
 
@@ -76,7 +76,7 @@ def enlarge(
     spelled = words.as_pieces(found, pieces)
     kept = work / "words"
     kept.mkdir(exist_ok=True)
-    tokenizer = saved_tokenizer([*pieces, *spelled], kept)
+    tokenizer = saved_tokenizer([longest_first(piece) for piece in [*pieces, *spelled]], kept)
     texts, rows = tokenize(tokenizer, kept)
 
     unit = torch.cat([F.normalize(table[:, :-1], dim=1), goals])

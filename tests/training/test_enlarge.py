@@ -46,6 +46,32 @@ def test_words_of_several_pieces_are_collected_by_use() -> None:
     assert encoded == [first, *tokens_of(","), first, *tokens_of("fall", "s"), first + 1, *tokens_of("▁fire")]
 
 
+def test_a_word_that_begins_as_another_does_is_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [("▁wa", -3.0), ("ter", -3.9), ("s", -5.3), *((letter, -9.0) for letter in "abcdefgh")]
+    wa, ter, s = range(FIRST_PIECE, FIRST_PIECE + 3)
+    found = words.as_pieces([(wa, ter), (wa, ter, s)], pieces)
+    assert found == [("▁water", -6.0), ("▁waters", -12.0)]  # -6.9 is rounded up by more than -12.2
+    cut = build_tokenizer([*pieces, *found]).encode("waters", add_special_tokens=False)
+    assert cut.tokens == ["▁water", "s"]
+
+    monkeypatch.setattr(enlarge, "STORED_ROWS", FIRST_PIECE + len(pieces) - 1)
+    bag = Bag(torch.randn(FIRST_PIECE + len(pieces), 64), torch.rand(FIRST_PIECE + len(pieces)))
+    teacher = F.normalize(bag.emb.detach()[:, :-1], dim=1).numpy()
+    texts = ["waters water", "water waters"]
+    lengths = []
+
+    def tokenize(tokenizer, folder: Path) -> tuple[data.Texts, contrast.Rows]:
+        read = rows_of(texts, tokenizer._rust)
+        lengths.append((folder.name, len(read.tokens)))
+        return data.Texts(read.tokens.copy(), read.offsets, np.zeros(2, np.int32), np.zeros(2, np.int32)), read
+
+    enlarge.enlarge(
+        bag, pieces, teacher, torch.zeros(len(teacher)), rows_of(texts, build_tokenizer(pieces)), tokenize,
+        lambda found: teacher[[wa, s]], lambda tokens, *_: tokens, tmp_path,
+    )  # fmt: skip
+    assert lengths[0] == ("words", 4)
+
+
 def test_a_word_is_collected_once_however_it_was_cut() -> None:
     whole = [*PIECES, ("▁w", -4.0), ("▁fi", -4.0), ("re", -4.0)]
     rows = rows_of(["water", "w"] * 2, build_tokenizer(PIECES))
