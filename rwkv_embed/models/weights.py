@@ -18,7 +18,9 @@ from rwkv_embed.sums import Sums
 
 # Rows are widened in blocks of about this many float32 values (4 MB).
 _BLOCK_VALUES = 1 << 20
-_MULTIPLIES_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()  # what is public in later versions is not in 2.6
+# Without such instructions its products are several times as slow as float32's. (What is public in later versions
+# of torch is not in 2.6.)
+MULTIPLIES_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 
 
 class Matrix:
@@ -31,7 +33,7 @@ class Matrix:
     def __call__(self, x: Tensor) -> Tensor:
         if self.values.dtype == x.dtype:
             return F.linear(x, self.values)
-        if self.values.dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16:
+        if self.values.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16:
             return F.linear(x.bfloat16(), self.values).float()
         y = x.new_empty(*x.shape[:-1], self.values.shape[0])
         for rows in row_blocks(self.values):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from rwkv_embed.models.weights import MULTIPLIES_BFLOAT16
+
 
 class Bert:
     """`weights` are emb.word, emb.pos, emb.type, and of layer i l{i}.q, .k, .v, .ao (what attention puts out), .fi
@@ -18,7 +20,7 @@ class Bert:
     ) -> None:
         self.n_layer, self.n_head, self.eps, self.pad = n_layer, n_head, eps, pad
         # Twice as fast where the processor multiplies it, cosine 0.99999 to float32; int8 had 0.979.
-        dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        dtype = torch.bfloat16 if MULTIPLIES_BFLOAT16 else torch.float32
         self.weights = {name: values.to(dtype) for name, values in weights.items()}
         self.width = self.weights["emb.word"].shape[1]
 

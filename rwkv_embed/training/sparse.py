@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rwkv_embed.models.weights import MULTIPLIES_BFLOAT16
 from rwkv_embed.sums import ONE, Sums
 
 CANDIDATES = 32  # rows that are looked at for a sum: the nearest of its goal
@@ -23,7 +24,7 @@ def pursue(goals: Tensor, rows: Tensor, most: int = MOST) -> tuple[Tensor, Tenso
 
     `goals` (n, C) and `rows` (R, C) of unit length.
     """
-    lookup = rows.bfloat16()  # to find candidates only
+    lookup = rows.bfloat16() if MULTIPLIES_BFLOAT16 else rows  # to find candidates only
     found = [_pursue(part, rows, lookup, most) for part in goals.split(AT_ONCE)]
     parts, weights, cosines = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     return parts, weights, cosines
@@ -31,7 +32,7 @@ def pursue(goals: Tensor, rows: Tensor, most: int = MOST) -> tuple[Tensor, Tenso
 
 def _pursue(goals: Tensor, rows: Tensor, lookup: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     goals = goals.float()
-    candidates = (goals.bfloat16() @ lookup.T).topk(min(CANDIDATES, len(rows)), dim=1).indices
+    candidates = (goals.to(lookup.dtype) @ lookup.T).topk(min(CANDIDATES, len(rows)), dim=1).indices
     near = rows[candidates]
     n = len(goals)
     chosen = torch.zeros(n, 0, dtype=torch.long)

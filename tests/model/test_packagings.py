@@ -321,9 +321,9 @@ def test_bfloat16_products_are_close(tmp_path: Path, version: Version, monkeypat
 
     path = ck.save(tmp_path / "m.safetensors", ck.weights(version, SHAPE))
     model = load_model(path, dtype="bfloat16")
-    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", False)
+    monkeypatch.setattr(w, "MULTIPLIES_BFLOAT16", False)
     expected = model.forward(TOKENS, full_output=True)[0]
-    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", True)
+    monkeypatch.setattr(w, "MULTIPLIES_BFLOAT16", True)
     found = model.forward(TOKENS, full_output=True)[0]
     assert found.dtype == torch.float32
     assert 0 < float((found - expected).norm() / expected.norm()) < 0.03
@@ -333,7 +333,7 @@ def test_low_precision_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) 
     """A matrix larger than a block gives the product of the whole."""
     from rwkv_embed.models import weights as w
 
-    monkeypatch.setattr(w, "_MULTIPLIES_BFLOAT16", False)
+    monkeypatch.setattr(w, "MULTIPLIES_BFLOAT16", False)
     values = torch.randn(700, 2048, generator=torch.Generator().manual_seed(0))
     assert len(list(w.row_blocks(values))) == 2
     x = torch.randn(3, 5, 2048, generator=torch.Generator().manual_seed(1))
