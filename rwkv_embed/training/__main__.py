@@ -26,7 +26,7 @@ from rwkv_embed.training.align import OF_PIECES, moved
 from rwkv_embed.training.axes import Pairings, principal_axes
 from rwkv_embed.training.delta import DeltaBag
 from rwkv_embed.training.enlarge import enlarge, saved_tokenizer, translations_of
-from rwkv_embed.training.finish import TRAINED_WHITENING, centre, mix, turn, whiten, widen
+from rwkv_embed.training.finish import TRAINED_WHITENING, centre, mix, nest, turn, whiten, widen
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.minilm import MiniLM
 from rwkv_embed.training.model import Bag, RWKV7Embedder, importance_of
@@ -46,6 +46,7 @@ SHIPPED_WIDTH = 512  # 384 trained numbers, and what more tells words apart
 NETWORK_SEED, BAG_SEED, BLOCKS_SEED, DELTA_SEED, VIEWS_SEED = 0, 1_000_000, 2_000_000, 3_000_000, 4_000_000
 ONE_LAYER_FFN = 64  # nothing is asked of its channel mixing
 MEASURED_TEXTS = 6_000
+ENCODED_AT_ONCE = 1_000  # passages take gigabytes
 ENGLISH_VIEW = 0.5  # what the second teacher's view of a token counts beside the first one's
 
 log = logging.getLogger("rwkv_embed.training")
@@ -125,6 +126,7 @@ def main() -> None:
         schedule = loop.Schedule(rate=3e-3, table_rate=0, minutes=options.delta_minutes, mixture=DELTA)
         delta_log = loop.append_json(work / "delta.jsonl")
         loop.train(delta, tokens, sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
+        nest(bag, nearby(delta, tokens, sources))
         centre(bag.head, pairings(delta, tokens, sources).texts)
         export.export(delta.as_rwkv(loop.EOS, ONE_LAYER_FFN), large.table, large.sums, work / "model.safetensors")
     else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
@@ -218,11 +220,27 @@ def pairings(model: Bag | DeltaBag, rows: TokenTable, sources: loop.Sources) -> 
     return Pairings(*(vectors_of(model, rows, texts) for texts in drawn))
 
 
+def nearby(
+    model: DeltaBag, rows: TokenTable, sources: loop.Sources
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors of pairs of each kind."""
+    pairs = contrast.Pairs(sources.rows, seed=4)
+    drawn = (
+        pairs.translations(4 * MEASURED_TEXTS),
+        pairs.surroundings(2 * MEASURED_TEXTS),
+        pairs.questions(MEASURED_TEXTS),
+    )
+    return [(vectors_of(model, rows, kind.left), vectors_of(model, rows, kind.right)) for kind in drawn]
+
+
 @torch.no_grad()
 def vectors_of(model: Bag | DeltaBag, rows: TokenTable, texts: list[contrast.Tokens]) -> torch.Tensor:
     """(n, C)"""
-    packed, starts = data.pack(texts, loop.EOS)
-    return loop.encode(model, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2]
+    found = []
+    for first in range(0, len(texts), ENCODED_AT_ONCE):
+        packed, starts = data.pack(texts[first : first + ENCODED_AT_ONCE], loop.EOS)
+        found.append(loop.encode(model, rows, torch.from_numpy(packed), torch.from_numpy(starts))[2])
+    return torch.cat(found)
 
 
 def draw(folder: Path, work: Path) -> list[corpus.Line]:

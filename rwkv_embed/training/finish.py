@@ -1,6 +1,6 @@
 """What is done to a trained bag before it is shipped, without training (figures in docs/log.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rwkv_embed.training.axes import Pairings, principal_axes, telling_apart
 from rwkv_embed.training.loss import SHORTEST
+from rwkv_embed.training.matryoshka import nested_axes
 from rwkv_embed.training.model import Bag, Head, importance_of
 
 KEPT = 0.35  # of the untrained table in the trained one: rows seen in a few texts have learned these texts
@@ -48,6 +49,17 @@ def turn(bag: Bag, measure: Callable[[], Pairings]) -> None:
     axes = telling_apart(Pairings(*(F.normalize(vectors, dim=1) for vectors in measure())))
     bag.output.copy_(axes.T @ bag.output * (len(axes) ** 0.5 / axes.norm()))
     centre(bag.head, measure().texts)
+
+
+@torch.no_grad()
+def nest(bag: Bag, kinds: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Turn what the layer puts out, so that its first numbers are the best short vectors. It has to be centred
+    anew: what EOS adds to all texts does not turn with them.
+
+    `kinds`: vectors of texts and of those that belong to them, see `nested_axes`.
+    """
+    axes = nested_axes([(F.normalize(left, dim=1), F.normalize(right, dim=1)) for left, right in kinds])
+    bag.output.copy_(axes.T @ bag.output)
 
 
 def widen(bag: Bag, rows: Tensor, read: Tensor, usage: Tensor, width: int) -> Bag:

@@ -41,16 +41,18 @@ def neighbour_loss(vectors: Tensor, targets: Tensor, line: Tensor) -> Tensor:
     compared. line (B,): texts of one line have one target, and are not each other's neighbours.
     """
     same = line[:, None] == line[None, :]
-
-    def neighbours(x: Tensor) -> Tensor:
-        unit = F.normalize(x, dim=1)
-        return torch.log_softmax((unit @ unit.T / TEMPERATURE).masked_fill(same, -1e4), 1)
-
-    wanted = neighbours(targets)
+    wanted = log_neighbours(targets, same)
     total = vectors.new_zeros(())
     for dim in (SHORTEST, vectors.shape[1]):
-        total = total + F.kl_div(neighbours(vectors[:, :dim]), wanted, reduction="batchmean", log_target=True)
+        found = log_neighbours(vectors[:, :dim], same)
+        total = total + F.kl_div(found, wanted, reduction="batchmean", log_target=True)
     return total / 2
+
+
+def log_neighbours(vectors: Tensor, same: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """(B, B) log softmax(cosine / temperature) of vectors (B, any), without those that are the `same` (B, B)."""
+    unit = F.normalize(vectors, dim=1)
+    return torch.log_softmax((unit @ unit.T / temperature).masked_fill(same, -1e4), 1)
 
 
 def info_nce(

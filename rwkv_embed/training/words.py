@@ -90,8 +90,8 @@ def collect(rows: Rows, pieces: Sequence[Piece]) -> list[Word]:
 def as_pieces(words: Sequence[Word], pieces: Sequence[Piece]) -> list[Piece]:
     """The words as pieces of a tokenizer, which are taken wherever their own pieces would be.
 
-    Not where a shorter word and a piece would: scores are rounded up, the shorter word's perhaps by more. That takes
-    `stems.longest_first`.
+    Not where a shorter word and a piece would: scores are rounded up, the shorter word's perhaps by more.
+    `stems.longest_first` sees to that.
     """
     found = []
     for word in words:

@@ -46,7 +46,9 @@ def test_words_of_several_pieces_are_collected_by_use() -> None:
     assert encoded == [first, *tokens_of(","), first, *tokens_of("fall", "s"), first + 1, *tokens_of("▁fire")]
 
 
-def test_a_word_that_begins_as_another_does_is_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_that_begins_as_another_does_is_taken_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pieces = [("▁wa", -3.0), ("ter", -3.9), ("s", -5.3), *((letter, -9.0) for letter in "abcdefgh")]
     wa, ter, s = range(FIRST_PIECE, FIRST_PIECE + 3)
     found = words.as_pieces([(wa, ter), (wa, ter, s)], pieces)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from samples import small_bag
 
-from rwkv_embed.training import finish, loop
+from rwkv_embed.training import finish, loop, matryoshka
 from rwkv_embed.training.axes import Pairings, principal_axes, telling_apart
-from rwkv_embed.training.finish import mix, turn, whiten
+from rwkv_embed.training.finish import mix, nest, turn, whiten
 from rwkv_embed.training.model import Head, importance_of
 from rwkv_embed.training.table import TokenTable
 
@@ -99,3 +99,42 @@ def test_the_mixed_table_lies_between_the_two() -> None:
     assert mix(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 7.0]])).tolist() == [
         [pytest.approx(0.35), pytest.approx(0.65)]
     ]
+
+
+def test_first_numbers_have_the_neighbours_that_all_of_them_have(monkeypatch) -> None:
+    """Twelve kinds of text on weak axes and, of more variance, what no two texts of a kind share."""
+    monkeypatch.setattr(matryoshka, "SHORT", {6: 1.0, 12: 0.7})
+    monkeypatch.setattr(matryoshka, "RATE", 1e-2)
+    monkeypatch.setattr(matryoshka, "STEPS", 120)
+    monkeypatch.setattr(matryoshka, "PAIRS", 96)
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.eye(12)[torch.randint(0, 12, (800,), generator=generator)]
+
+    def drawn() -> torch.Tensor:
+        single = torch.nn.functional.one_hot(torch.randint(0, 36, (800,), generator=generator), 36)
+        return torch.nn.functional.normalize(torch.cat([kinds, 1.3 * single], 1), dim=1)
+
+    left, right = drawn(), drawn()
+    axes = matryoshka.nested_axes([(left, right)])
+    assert torch.allclose(axes.T @ axes, torch.eye(48), atol=1e-4)
+    assert torch.allclose(likeness(left @ axes), likeness(left), atol=1e-4)
+    principal = torch.from_numpy(principal_axes(torch.cat([left, right]).numpy(), 0.0))
+    lost = [matryoshka._divergence(torch.cat([left, right]), turned).item() for turned in (axes, principal)]
+    assert lost[0] < 0.9 * lost[1]
+    rest = (torch.cat([left, right]) @ axes[:, 12:]).square().mean(0)
+    assert torch.all(rest[1:] <= rest[:-1] * 1.001)  # the strongest first
+
+
+def test_a_layer_puts_out_the_nested_axes(monkeypatch) -> None:
+    bag, asked = small_bag(), []
+    axes = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(2))).Q
+
+    def nested_axes(kinds: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        asked.extend(kinds)
+        return axes
+
+    monkeypatch.setattr(finish, "nested_axes", nested_axes)
+    before = bag.output.clone()
+    nest(bag, [(torch.full((2, 128), 3.0), torch.ones(2, 128))])
+    assert torch.equal(bag.output, axes.T @ before)
+    assert torch.allclose(torch.cat(asked[0]).norm(dim=1), torch.ones(4))
