@@ -90,7 +90,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one BEIR folder per language")
-    parser.add_argument("--model", help="as for Embedder; 'hashed' for the stand-in; default: bundled")
+    parser.add_argument("--model", help="as for Embedder; default: bundled")
     parser.add_argument("--languages", default=LANGUAGES)
     parser.add_argument("--questions", type=int, default=40, help="per language and kind")
     parser.add_argument("--fit", action="store_true")

@@ -97,7 +97,6 @@ def write_calibration(embedder: Embedder, own: Calibration, unknown: Weights) ->
     path = Path(calibration_module.__file__)
     head = path.read_text("utf-8").split("\nMODELS", 1)[0]
     models = {**calibration_module.MODELS, embedder.model_id: own}
-    models.pop("hashed", None) if embedder.model_id != "hashed" else None
     text = f"{head}\nMODELS: dict[str, Calibration] = {_literal(models)}\n\n"
     text += f"UNKNOWN_MODEL: Weights = {_literal(unknown)}\n"
     path.write_text(text, "utf-8")

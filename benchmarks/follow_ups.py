@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with one BEIR folder per language")
-    parser.add_argument("--model", help="as for Embedder; 'hashed' for the stand-in; default: bundled")
+    parser.add_argument("--model", help="as for Embedder; default: bundled")
     parser.add_argument("--languages", default="ar,de,en,es,hi,ru,vi")
     parser.add_argument("--questions", type=int, default=40, help="per language")
     options = parser.parse_args(arguments)

@@ -138,7 +138,8 @@ def _task(
         saved.write_text(json.dumps(rows))
     ids = list(asked.queries)[:: max(1, len(asked.queries) // count)]
     questions = [
-        Asked(*row, asked.qrels[id]) for id, row in zip(ids, json.loads(saved.read_text()), strict=True)
+        Asked(dense, lexical, terms, found, asked.qrels[id])
+        for id, (dense, lexical, terms, found) in zip(ids, json.loads(saved.read_text()), strict=True)
     ]
     print(f"{asked.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return Task(asked.name, documents, questions)

@@ -1,10 +1,6 @@
-"""XQuAD as collections in memory with questions that they answer and questions that they do not.
-
-`--model hashed` of the scripts that use this needs no weights: character n-grams, to try them.
-"""
+"""XQuAD as collections in memory with questions that they answer and questions that they do not."""
 
 import json
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.analysis import index_terms, query_terms
+from indexer.analysis import query_terms
 from indexer.answers import Passage, pipeline
 from indexer.answers.evidence import term_counts
 from indexer.best_sentence import SentenceReader, raised, worth_reading
 from indexer.chunking import sentences
 from indexer.fusion import fuse
 from indexer.language import identify_language
-from indexer.types import Embedder, SearchHit, SearchOptions
+from indexer.types import Embedder, EmbeddingStream, SearchHit, SearchOptions
 
 ARTICLES, PARAGRAPHS, KEPT = 48, 5, 3
 TOP_K = 8
@@ -71,32 +67,6 @@ def spaced(items: Sequence[Question], count: int) -> list[Question]:
     return [items[i * len(items) // count] for i in range(min(count, len(items)))]
 
 
-class Hashed:
-    """A stand-in embedder: hashed character 4-grams and terms. Knows words, no meaning, no translation."""
-
-    model_id = fingerprint = "hashed"
-    dim = 512
-    sentence_share = 0.0
-
-    def encode_document(self, inputs: Sequence[str]) -> NDArray[np.float32]:
-        vectors = np.zeros((len(inputs), self.dim), np.float32)
-        for vector, text in zip(vectors, inputs, strict=True):
-            for term in index_terms(text).words:
-                for gram in {term, *(f"_{term}_"[i : i + 4] for i in range(len(term) - 1))}:
-                    code = zlib.crc32(gram.encode())
-                    vector[code % self.dim] += 1 if code >> 16 & 1 else -1
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-    def encode_query(self, inputs: str) -> NDArray[np.float32]:
-        return self.encode_document([inputs])[0]
-
-    def encode_chunks(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-        return self.encode_document([text[start:end] for start, end in spans])
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(text) // 4 + 1 for text in texts]
-
-
 class Remembering:
     """An embedder that encodes each text once: the questions share their passages and sentences."""
 
@@ -112,6 +82,9 @@ class Remembering:
         new = [text for text in dict.fromkeys(inputs) if text not in self._documents]
         self._documents.update(zip(new, self._embedder.encode_document(new), strict=True))
         return np.array([self._documents[text] for text in inputs], np.float32).reshape(-1, self.dim)
+
+    def stream(self, state: bytes | None = None) -> EmbeddingStream:
+        return self._embedder.stream(state)
 
 
 class BM25:
@@ -236,8 +209,6 @@ def load_tasks(data: Path, languages: Sequence[str]) -> list[Task]:
 
 def load_embedder(name: str | None) -> Embedder:
     """The embedder that a script's `--model` names, with a memory."""
-    if name == "hashed":
-        return Remembering(Hashed())
     from rwkv_embed import Embedder as RWKVEmbedder
 
     return Remembering(RWKVEmbedder(name))

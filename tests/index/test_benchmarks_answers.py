@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks import fit_answers
 from benchmarks.answers import measure, table
-from benchmarks.xquad import BM25, Hashed, Remembering, contains, load_tasks
+from benchmarks.xquad import BM25, Remembering, contains, load_tasks
 from indexer.analysis import index_terms, query_terms
 from indexer.answers import calibration as calibration_module
+from tests.index.answering import HashEmbedder
 
 FORMS = {
     "en": ("The mayor of {a}ville is called {b}. It is a quiet old place.", "Who is the mayor of {a}ville?"),
@@ -86,7 +87,7 @@ def test_an_answer_is_found_whatever_its_case_and_spaces() -> None:
 
 
 def test_fitted_written_and_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = Remembering(Hashed())
+    embedder = Remembering(HashEmbedder())
     tasks = load_tasks(data, ["en", "de"])
     own, unknown = fit_answers.fit(tasks, embedder, 6)
     assert set(own["same"]["sentence"]) == {"bias", *fit_answers.SENTENCE}
@@ -103,7 +104,7 @@ def test_fitted_written_and_measured(data: Path, tmp_path: Path, monkeypatch: py
     assert spec is not None and spec.loader is not None
     written = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(written)
-    assert (written.MODELS["hashed"], written.UNKNOWN_MODEL) == (own, unknown)
+    assert (written.MODELS[embedder.model_id], written.UNKNOWN_MODEL) == (own, unknown)
     assert set(written.MODELS) == set(calibration_module.MODELS)
 
     row = measure(tasks[0], embedder, 6)
