@@ -51,10 +51,10 @@ class Int8Ranges:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with tensors `low.<dim>` and `high.<dim>`."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors = {f"low.{dim}": low for dim, low in self.low.items()}
-        save_file(tensors | {f"high.{dim}": high for dim, high in self.high.items()}, path)
+        Path(path).write_bytes(save(tensors | {f"high.{dim}": high for dim, high in self.high.items()}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Int8Ranges":

@@ -69,9 +69,9 @@ class Whitening:
         return cast(Floats, (vectors - self.mean) @ self.matrix)
 
     def save(self, path: str | Path) -> None:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}, path)
+        Path(path).write_bytes(save({"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,9 @@ from api.terminal import CTRL_C, JsonOption, note, progress, say, say_json, tabl
 if TYPE_CHECKING:
     from rwkv_embed.training.finetune import Epoch, Result
     from rwkv_embed.training.pairs import Pair
+
+
+NOTHING_BETTER = "Stopped before an epoch was better than the model it began with; nothing was written."
 
 
 def register(app: typer.Typer) -> None:
@@ -67,11 +71,13 @@ def train(
     """
     from rwkv_embed import hub
     from rwkv_embed.training.finetune import Options, Watch, check_output, finetune
-    from rwkv_embed.training.wkv7 import kernel
+    from rwkv_embed.training.wkv7 import NO_KERNEL, kernel
 
+    if not math.isfinite(rate):
+        raise InvalidRequest(f"--rate is {rate}; expected a number such as 3e-5")
     check_output(output)
     if kernel() is None:
-        note("No C compiler was found: training works, many times slower. Install gcc or clang.")
+        note(NO_KERNEL)
     training, held = _data(pairs, validation, seed)
     options = Options(epochs, batch_size, rate, patience, seed, threads)
     try:
@@ -79,12 +85,15 @@ def train(
             watch = Watch(lambda done, total, loss: advance(done, total, f"loss {loss:.3f}"), _tell)
             result = finetune(hub.resolve(model), training, held, output, options, watch)
     except KeyboardInterrupt:
-        note("Stopped before an epoch was better than the model it began with; nothing was written.")
+        written = (output / "config.json").exists()
+        note(f"Stopped before {output} was measured; it is the best epoch." if written else NOTHING_BETTER)
         raise typer.Exit(CTRL_C) from None
     _report(result, as_json)
     if result.ended == "interrupted":
         note(f"Stopped; {output} is the best so far, of epoch {result.best_epoch}.")
         raise typer.Exit(CTRL_C)
+    if result.ended == "diverged":
+        note(f"The loss was not a number any more; {output} is the best before, of epoch {result.best_epoch}.")
 
 
 def _data(pairs: Path, validation: str, seed: int) -> tuple[list[Pair], list[Pair]]:

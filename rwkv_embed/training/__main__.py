@@ -4,9 +4,11 @@ Stages, each of which keeps its result in WORK and is skipped when that is there
 vocabulary, cache the teacher's targets, tokenise, train the bag with a token network and then without one, finish
 it, align its tokens with their translations, widen it, take whole words in and the stems of others, learn what two
 teachers' vectors of whole texts say about each token, draw rare tokens to those that are read alike, round the
-rows that are kept and make the other tokens sums of them, train the delta rule that pools tokens, export
-WORK/model.safetensors and WORK/tokenizer.json. With `--layers 2` or more, blocks are trained on top of the aligned
-bag instead of what follows.
+rows that are kept and make the other tokens sums of them, train the delta rule that pools tokens, export. WORK is
+a model folder then: model.safetensors, tokenizer.json, config.json and the ranges of int8 vectors. With
+`--layers 2` or more, blocks are trained on top of the aligned bag instead of what follows.
+
+A run that was stopped goes on when it is given the same corpus and options.
 """
 
 import argparse
@@ -20,17 +22,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from rwkv_embed.embedder import Embedder
+from rwkv_embed.hub import RANGES
 from rwkv_embed.tokenizer import Tokenizer
-from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary, words
+from rwkv_embed.training import contrast, corpus, data, export, loop, vocabulary, wkv7, words
 from rwkv_embed.training.align import OF_PIECES, moved
 from rwkv_embed.training.axes import Pairings, principal_axes
 from rwkv_embed.training.delta import DeltaBag
-from rwkv_embed.training.enlarge import enlarge, saved_tokenizer, translations_of
+from rwkv_embed.training.enlarge import enlarge, translations_of
 from rwkv_embed.training.finish import TRAINED_WHITENING, centre, mix, nest, turn, whiten, widen
 from rwkv_embed.training.languages import centre_by_language, usage_by_language
 from rwkv_embed.training.minilm import MiniLM
 from rwkv_embed.training.model import Bag, RWKV7Embedder, importance_of
 from rwkv_embed.training.quantize import quantize
+from rwkv_embed.training.stages import replacing, saved_tokenizer
 from rwkv_embed.training.table import TokenNetwork, TokenTable
 from rwkv_embed.training.teacher import WIDTH, Teacher, cache_targets
 from rwkv_embed.training.views import Counted, Draw, fitted, in_english, join, learn
@@ -68,6 +73,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if wkv7.kernel() is None:
+        log.warning(wkv7.NO_KERNEL)
     if options.layers == 1:
         MiniLM()  # if it is missing, it is better said now than after hours
     work: Path = options.work
@@ -77,8 +84,9 @@ def main() -> None:
     chosen = choose_vocabulary(lines, work)
     cache_targets(lines, work)
     targets = data.load_targets(work, lines)
+    kept = work / "pieces"
     sources = loop.Sources(
-        tokenize(lines, chosen.tokenizer, work), targets, read_rows(options.corpus, chosen.tokenizer, work)
+        tokenize(lines, chosen.tokenizer, kept), targets, read_rows(options.corpus, chosen.tokenizer, kept)
     )
     pieces = slice(FIRST_PIECE, None)
     usage = usage_by_language(sources.rows, len(chosen.vectors))[pieces]
@@ -100,7 +108,7 @@ def main() -> None:
     rows.weight[pieces] = mix(bag.emb.detach()[pieces], rows.weight[pieces])
     # The last number, the importance, says nothing of translations.
     importance = importance_of(bag, rows.weight)
-    translations = translations_of(sources.rows, rows.weight[:, :-1], importance, OF_PIECES, work)
+    translations = translations_of(sources.rows, rows.weight[:, :-1], importance, OF_PIECES, kept)
     lengths = rows.weight[:, :-1].norm(dim=1, keepdim=True)
     rows.weight[:, :-1] = moved(rows.weight[:, :-1], translations, OF_PIECES) * lengths
     read = moved(torch.from_numpy(chosen.read), translations, OF_PIECES)
@@ -128,14 +136,16 @@ def main() -> None:
         loop.train(delta, tokens, sources, schedule, work / "delta.pt", delta_log, DELTA_SEED)
         nest(bag, nearby(delta, tokens, sources))
         centre(bag.head, pairings(delta, tokens, sources).texts)
-        export.export(delta.as_rwkv(loop.EOS, ONE_LAYER_FFN), large.table, large.sums, work / "model.safetensors")
+        export.export(delta.as_rwkv(loop.EOS, ONE_LAYER_FFN), large.table, large.sums, work, loop.EOS)
     else:  # the teacher's targets have the axes of the trained numbers, not of the wide table
         bag.emb.data.copy_(rows.weight)
         model = RWKV7Embedder.from_bag(bag, loop.EOS, options.layers, 4 * WIDTH)
         schedule = loop.Schedule(rate=6e-4, table_rate=3e-4, minutes=options.minutes, mixture=BLOCKS)
         blocks_log = loop.append_json(work / "rwkv.jsonl")
         loop.train(model, rows, sources, schedule, work / "rwkv.pt", blocks_log, BLOCKS_SEED)
-        export.export(model, quantize(rows.weight.numpy()), None, work / "model.safetensors")
+        saved_tokenizer(chosen.pieces, work)
+        export.export(model, quantize(rows.weight.numpy()), None, work, loop.EOS)
+    fit_ranges(work, sources.rows)
 
 
 def read_words(found: list[words.Word], chosen: "Vocabulary", work: Path) -> NDArray[np.float32]:
@@ -145,7 +155,8 @@ def read_words(found: list[words.Word], chosen: "Vocabulary", work: Path) -> NDA
         teacher = Teacher()
         spelled = [[int(chosen.of_teacher[token - FIRST_PIECE]) for token in word] for word in found]
         vectors = teacher.encode_tokens([[teacher.bos, *tokens, teacher.eos] for tokens in spelled])
-        np.save(path, vectors.astype(np.float16))
+        with replacing(path) as partial:
+            np.save(partial, vectors.astype(np.float16))
     return np.load(path).astype(np.float32)
 
 
@@ -172,11 +183,15 @@ def learn_views(
         read = centred(MiniLM().encode(alone)) @ axes
         return in_english(fitted(tokens, of_english, english), used, read, translations)
 
+    # Before the views draw theirs: what is drawn must not depend on whether a view is there already.
+    measured, translated = of_lines(MEASURED_TEXTS)[0], pairs.translations(MEASURED_TEXTS)
+
     def view(name: str, start: Callable[[], torch.Tensor], draw: Draw, goals: torch.Tensor) -> torch.Tensor:
         path = work / name
         if not path.exists():
             log.info("learning %s", path.stem)
-            torch.save(learn(start(), tokens.importance, draw, goals, minutes).half(), path)
+            with replacing(path) as partial:
+                torch.save(learn(start(), tokens.importance, draw, goals, minutes).half(), partial)
         learned: torch.Tensor = torch.load(path, weights_only=True)
         return learned
 
@@ -184,8 +199,7 @@ def learn_views(
         (view("view.pt", lambda: fitted(tokens, of_lines, goals), of_lines, goals), 1.0),
         (view("english.pt", first_in_english, of_english, english), ENGLISH_VIEW),
     ]
-    drawn = pairs.translations(MEASURED_TEXTS)
-    return join(tokens, views, of_lines(MEASURED_TEXTS)[0], (drawn.left, drawn.right), SHIPPED_WIDTH - 1)
+    return join(tokens, views, measured, (translated.left, translated.right), SHIPPED_WIDTH - 1)
 
 
 def read_english(
@@ -201,7 +215,8 @@ def read_english(
     if not path.exists():
         log.info("reading %d English texts", len(sides))
         read = MiniLM().encode([tokenizer.decode(rows.text(int(text)).tolist()) for text in sides])
-        np.save(path, read.astype(np.float16))
+        with replacing(path) as partial:
+            np.save(partial, read.astype(np.float16))
     vectors = centred(np.load(path).astype(np.float32))
     axes = torch.from_numpy(principal_axes(vectors.numpy(), data.WHITENING))
     return number, F.normalize(vectors @ axes, dim=1), axes
@@ -243,11 +258,20 @@ def vectors_of(model: Bag | DeltaBag, rows: TokenTable, texts: list[contrast.Tok
     return torch.cat(found)
 
 
+def fit_ranges(folder: Path, rows: contrast.Rows) -> None:
+    """Write the ranges of int8 vectors of the model in `folder`, whose tokens the rows are in."""
+    embedder, pairs = Embedder(folder), contrast.Pairs(rows, seed=5)
+    drawn = pairs.translations(MEASURED_TEXTS), pairs.surroundings(MEASURED_TEXTS), pairs.questions(MEASURED_TEXTS)
+    texts = [embedder.tokenizer.decode(text.tolist()) for kind in drawn for text in (*kind.left, *kind.right)]
+    embedder.fit_int8(texts, export.dims_of(embedder.dim)).save(folder / RANGES)
+
+
 def draw(folder: Path, work: Path) -> list[corpus.Line]:
     path = work / "lines.jsonl.zst"
     if not path.exists():
         log.info("drawing the mixture")
-        corpus.save_lines(corpus.draw(folder), path)
+        with replacing(path) as partial:
+            corpus.save_lines(corpus.draw(folder), partial)
     return corpus.load_lines(path)
 
 
@@ -274,11 +298,12 @@ def choose_vocabulary(lines: list[corpus.Line], work: Path) -> Vocabulary:
         counts = vocabulary.count_pieces(teacher.pieces, teacher.unk, capped(lines))
         chosen = vocabulary.by_use(teacher.pieces, counts)
         vectors = teacher.encode_tokens([[teacher.bos, i, teacher.eos] for i in chosen])
-        np.savez(kept, chosen=chosen, counts=counts[chosen], vectors=vectors)
+        with replacing(kept) as partial:
+            np.savez(partial, chosen=chosen, counts=counts[chosen], vectors=vectors)
     with np.load(kept) as file:
         chosen, counts, vectors = file["chosen"], file["counts"], file["vectors"]
     pieces = [teacher.pieces[i] for i in chosen]
-    tokenizer = saved_tokenizer(pieces, work)
+    tokenizer = saved_tokenizer(pieces, work / "pieces")
     probability = counts / counts.sum()
     rarity = RARITY / (RARITY + probability)
     read = teacher.weights["emb.word"][chosen].float().numpy()
@@ -314,7 +339,8 @@ def tokenize(lines: list[corpus.Line], tokenizer: Tokenizer, work: Path) -> data
     path = work / "texts.npz"
     if not path.exists():
         log.info("tokenising")
-        data.tokenize(lines, tokenizer).save(path)
+        with replacing(path) as partial:
+            data.tokenize(lines, tokenizer).save(partial)
     return data.Texts.load(path)
 
 
@@ -322,7 +348,8 @@ def read_rows(folder: Path, tokenizer: Tokenizer, work: Path) -> contrast.Rows:
     path = work / "rows.npz"
     if not path.exists():
         log.info("tokenising pairs")
-        contrast.read_rows(folder, tokenizer).save(path)
+        with replacing(path) as partial:
+            contrast.read_rows(folder, tokenizer).save(partial)
     return contrast.Rows.load(path)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training.axes import principal_axes
 from rwkv_embed.training.corpus import Line
+from rwkv_embed.training.stages import replacing
 
 WHITENING = 0.5  # 0: the teacher's space as it is, 1: every axis alike
 SHRINKAGE = 200  # a language with this many lines is halfway between its own mean and the mean of all
@@ -84,7 +85,8 @@ def load_targets(folder: Path, lines: list[Line]) -> NDArray[np.float32]:
         targets[rows] -= weight * targets[rows].mean(0) + (1 - weight) * overall
     kept = folder / "projection.npy"
     if not kept.exists():
-        np.save(kept, principal_axes(targets, WHITENING))
+        with replacing(kept) as partial:
+            np.save(partial, principal_axes(targets, WHITENING))
     targets = targets @ np.load(kept)
     return targets / np.linalg.norm(targets, axis=1, keepdims=True)
 

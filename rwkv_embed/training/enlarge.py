@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rwkv_embed.sums import Sums
-from rwkv_embed.tokenizer import FileTokenizer, Tokenizer
+from rwkv_embed.tokenizer import Tokenizer
 from rwkv_embed.training import words
 from rwkv_embed.training.align import OF_WORDS, Belief, moved, translation_table
 from rwkv_embed.training.contrast import Rows
@@ -26,9 +26,10 @@ from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.neighbours import drawn, nearest
 from rwkv_embed.training.quantize import Quantized, quantize
 from rwkv_embed.training.sparse import as_sums, pursue
+from rwkv_embed.training.stages import replacing, saved_tokenizer
 from rwkv_embed.training.stems import grow, longest_first
 from rwkv_embed.training.views import Counted
-from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, build_tokenizer, scripts_of
+from rwkv_embed.training.vocabulary import FIRST_PIECE, Piece, scripts_of
 
 STORED_ROWS = 1 << 16  # parts of sums are 16-bit numbers
 TRANSLATES = 0.5  # translations by an English token that make it one of the stored rows
@@ -75,7 +76,6 @@ def enlarge(
     goals, sizes = reading.goals(found, read)
     spelled = words.as_pieces(found, pieces)
     kept = work / "words"
-    kept.mkdir(exist_ok=True)
     tokenizer = saved_tokenizer([longest_first(piece) for piece in [*pieces, *spelled]], kept)
     texts, rows = tokenize(tokenizer, kept)
 
@@ -90,7 +90,6 @@ def enlarge(
     tokens, everything, numbers = grown.tokens, grown.pieces, grown.numbers
     log.info("%d stems, instead of %d words", grown.stems, int((numbers < 0).sum()))
     kept = work / "stems"
-    kept.mkdir(exist_ok=True)
     tokenizer = saved_tokenizer(everything[FIRST_PIECE:], kept)
     texts, rows = tokenize(tokenizer, kept)
     tokens = learn_views(tokens, tokenizer, texts, rows, renumbered(translations, numbers, len(everything)))
@@ -135,7 +134,8 @@ def translations_of(rows: Rows, vectors: Tensor, importance: Tensor, belief: Bel
     path = folder / "translations.pt"
     if not path.exists():
         log.info("aligning translations")
-        torch.save(translation_table(rows, vectors, importance, belief), path)
+        with replacing(path) as partial:
+            torch.save(translation_table(rows, vectors, importance, belief), partial)
     table: Tensor = torch.load(path, weights_only=True)
     return table
 
@@ -146,8 +146,3 @@ def renumbered(translations: Tensor, numbers: NDArray[np.int64], size: int) -> T
     indices = torch.from_numpy(numbers)[table.indices()]
     kept = (indices >= 0).all(0)
     return torch.sparse_coo_tensor(indices[:, kept], table.values()[kept], (size, size), check_invariants=True)
-
-
-def saved_tokenizer(pieces: list[Piece], folder: Path) -> FileTokenizer:
-    build_tokenizer(pieces).save(str(folder / "tokenizer.json"), pretty=False)
-    return FileTokenizer(folder / "tokenizer.json")

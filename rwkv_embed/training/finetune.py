@@ -5,9 +5,12 @@ negatives of the other pairs included, in the first numbers of the vectors as we
 kept is the epoch whose validation queries find their positives best.
 """
 
+import json
+import math
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +43,7 @@ LONGEST = 512  # tokens of a text that training reads; the model that comes out 
 GRAPH_FLOATS = 1 << 28  # kept for one backward pass; a larger batch is read in parts
 RANGE_TEXTS = 2_000  # that the int8 ranges are fitted on
 
-Ended = Literal["all epochs", "patience", "interrupted"]
+Ended = Literal["all epochs", "patience", "interrupted", "diverged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,13 @@ def finetune(
     watch: Watch | None = None,
 ) -> Result:
     """Train on pairs, keep the best epoch and write it as a model folder `output`, which must not exist yet
-    or be empty. Ctrl-C ends the training early; the best epoch so far is written.
+    or be empty. Ctrl-C, or a loss that is not a number any more, ends the training early; the best epoch so far
+    is written.
 
     Raises NotImproved, and writes nothing, when no epoch was better than `source`; CheckpointError for a
-    model that is not trained here or an `output` in use; KeyboardInterrupt when there is no better epoch yet.
+    model that is not trained here or an `output` that is in use or cannot be written; TrainingDataError for
+    validation pairs that no model can fail; KeyboardInterrupt when there is no better epoch yet, or while the
+    written model is being measured.
     """
     output = output.resolve()
     check_output(output)
@@ -112,13 +118,18 @@ def finetune(
     embedder = Embedder(source.name, threads=options.threads)
     eos = embedder.backend.info.eos
     trainable = open_trainable(source, START_TOKEN if eos is None else eos)
-    dims = sorted({*source.settings.get("dims", ()), trainable.table.weight.shape[1]})
-    before = evaluate(embedder, validation, [dim for dim in dims if dim <= embedder.dim])
+    dims = _dims(source, trainable.table.weight.shape[1])
+    before = evaluate(embedder, validation, dims)
     run = _Run(trainable, Reader(embedder, trainable.eos), dims, options, watch or Watch())
     ended = run.fit(training, validation)
     if run.best is None:
         if ended == "interrupted":
             raise KeyboardInterrupt
+        if ended == "diverged":
+            raise NotImproved(
+                f"the training diverged in epoch {len(run.epochs) + 1}: its loss is not a number any more, and no "
+                f"epoch before was better; nothing was written; give a rate below {options.rate:g}"
+            )
         start = before[dims[-1]]["mrr@10"]
         raise NotImproved(
             f"no epoch was better on the validation pairs than {source.name} (MRR@10 {start:.3f}); nothing was "
@@ -129,26 +140,44 @@ def finetune(
     texts = list(dict.fromkeys(pair.positive for pair in training))[:RANGE_TEXTS]
     with _new_folder(output) as folder:
         save_trainable(trainable, source, folder)
-        tuned = Embedder(folder, threads=options.threads)
-        if has_ranges and len(texts) > 1:
-            tuned.fit_int8(texts, dims).save(folder / RANGES)
-        after = evaluate(tuned, validation, dims)
+    # It is in place before it is measured, so that a Ctrl-C from here on costs nothing that was learned.
+    tuned = Embedder(output, threads=options.threads)
+    if has_ranges and len(texts) > 1:
+        tuned.fit_int8(texts, dims).save(output / RANGES)
+    after = evaluate(tuned, validation, dims)
     counts = (len(training), len(validation.queries), len(validation.documents))
     return Result(output, *counts, before, after, run.epochs, run.best_epoch, ended)
 
 
 def check_output(output: Path) -> None:
-    """Raise CheckpointError unless a model folder can be put there."""
+    """Make the folder around it; raise CheckpointError unless a model folder can be put there."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CheckpointError(
             f"{output} exists already and is no empty folder; remove it or choose another name"
         )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise CheckpointError(
+            f"{output} cannot be written ({error.strerror}); choose another place for the model"
+        ) from error
+
+
+def _dims(source: ModelFiles, width: int) -> list[int]:
+    """What vectors are cut to, ascending: what the model says of itself, and its width."""
+    said = source.settings.get("dims") or []
+    if not isinstance(said, list) or not all(isinstance(dim, int) and 1 <= dim <= width for dim in said):
+        raise CheckpointError(
+            f"\"dims\" in the config.json of {source.name} is {json.dumps(said)[:60]}; expected a list of numbers "
+            f"from 1 to {width}"
+        )
+    return sorted({*said, width})
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
     """A folder that becomes `output` when all went well."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     folder.mkdir()
     try:
@@ -206,7 +235,7 @@ class _Run:
         self.best: dict[str, Tensor] | None = None
 
     def fit(self, pairs: Sequence[Pair], validation: Validation) -> Ended:
-        """Train until the epochs are over, `patience` of them were no better, or Ctrl-C."""
+        """Train until the epochs are over, `patience` of them were no better, the loss is NaN, or Ctrl-C."""
         shuffle, shuffled = random.Random(self.options.seed).shuffle, list(pairs)
         right = right_texts(pairs)
         batches = -(-len(pairs) // self.options.batch_size)
@@ -219,6 +248,8 @@ class _Run:
                 for i in range(batches):
                     done = (number - 1) * batches + i
                     losses.append(self._step(shuffled[i::batches], right, _falling(done, steps)))
+                    if not math.isfinite(losses[-1]):
+                        return "diverged"
                     self.watch.step(done + 1, steps, losses[-1])
                 score, mrr = self._validate(validation)
                 better = score > record

@@ -23,6 +23,7 @@ from rwkv_embed.training.data import Sampler, Texts, pack
 from rwkv_embed.training.delta import DeltaBag
 from rwkv_embed.training.loss import contrastive_loss, distillation_loss, neighbour_loss
 from rwkv_embed.training.model import Bag, RWKV7Embedder
+from rwkv_embed.training.stages import replacing
 from rwkv_embed.training.table import TokenTable
 
 EOS = 0
@@ -146,7 +147,8 @@ def train(
 
     objective = Objective(sources, schedule.mixture, seed + int(progress["step"]))
     weights = torch.tensor(schedule.mixture.weights)
-    average, saved_at, clock = torch.zeros(4), time.monotonic(), time.monotonic()
+    average, averaged = torch.zeros(4), 0  # losses of the steps since this start
+    saved_at = clock = time.monotonic()
     while progress["minutes"] < schedule.minutes:
         distilled, pairs, tokens = objective.draw()
         packed, starts = (torch.from_numpy(x) for x in pack(tokens, EOS))
@@ -170,7 +172,8 @@ def train(
         progress["texts"] += len(tokens)
         progress["minutes"] += (time.monotonic() - clock) / 60
         clock = time.monotonic()
-        average.lerp_(losses.detach(), max(0.02, 1 / progress["step"]))
+        averaged += 1
+        average.lerp_(losses.detach(), max(0.02, 1 / averaged))
         if progress["step"] % LOG_STEPS == 0:
             losses_so_far = [round(value, 4) for value in average.tolist()]
             log({**progress, "minutes": round(progress["minutes"], 2), "losses": losses_so_far})
@@ -183,10 +186,9 @@ def train(
 def _save(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, table: TokenTable, progress: Any
 ) -> None:
-    partial = path.with_suffix(".partial")
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "table": table.state_dict()}
-    torch.save({**state, "progress": progress}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({**state, "progress": progress}, partial)
 
 
 def append_json(path: Path) -> Log:

@@ -58,7 +58,9 @@ def _pair(line: str, where: str) -> Pair:
             raise TrainingDataError(f"{where} has no {key!r}; {EXPECTED}")
         if not _is_text(record[key]):
             raise TrainingDataError(f"{where}: {key!r} is {_shown(record[key])}, expected a text")
-    negatives = record.get("negatives") or []
+    negatives = record.get("negatives")
+    if negatives is None:
+        negatives = []
     if not isinstance(negatives, list):
         raise TrainingDataError(f"{where}: 'negatives' is {_shown(negatives)}, expected a list of texts")
     if wrong := [each for each in negatives if not _is_text(each)]:

@@ -1,4 +1,4 @@
-"""The trained token table in few different values, as it is shipped (coding.py): about 3.3 bits a value.
+"""The trained token table in few different values, as it is shipped (coding.py): about 3.4 bits a value.
 
 A row's step grows with its rank by use, since a frequent token is in more texts than a rare one: for one size of
 file, NTREX is 0.02 higher than with one step for all rows. Neighbouring columns share their statistics. Figures:

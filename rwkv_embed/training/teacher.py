@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rwkv_embed.errors import MissingDependency
+from rwkv_embed.errors import MissingDependency, TrainingDataError
 from rwkv_embed.training.bert import Bert
 from rwkv_embed.training.corpus import Line
+from rwkv_embed.training.stages import replacing
 
 WIDTH = 384
 
@@ -101,12 +102,17 @@ class Teacher(Bert):
 def cache_targets(lines: list[Line], folder: Path, block: int = 2048) -> None:
     """Fill `folder/targets.npy` (len(lines), 384) float16, block by block; goes on where it stopped.
 
-    `folder/targets.json` says how many rows are done, so that training may start on what is there.
+    `folder/targets.json` says how many rows are done. TrainingDataError: they are of another number of lines.
     """
     path, progress = folder / "targets.npy", folder / "targets.json"
     done = json.loads(progress.read_text())["done"] if progress.exists() else 0
     mode = "r+" if path.exists() else "w+"
     targets = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=(len(lines), WIDTH))
+    if len(targets) != len(lines):
+        raise TrainingDataError(
+            f"{path} is for {len(targets):,} lines, but {len(lines):,} are asked for; give --targets "
+            f"{len(targets)}, or begin in a new folder"
+        )
     teacher = Teacher()
     while done < len(lines):
         started = time.time()
@@ -116,4 +122,5 @@ def cache_targets(lines: list[Line], folder: Path, block: int = 2048) -> None:
         targets.flush()
         done += len(part)
         speed = sum(map(len, tokens)) / (time.time() - started)
-        progress.write_text(json.dumps({"done": done, "of": len(lines), "tokens_per_second": round(speed)}))
+        with replacing(progress) as partial:
+            partial.write_text(json.dumps({"done": done, "tokens_per_second": round(speed)}))

@@ -84,12 +84,12 @@ def _refuse_others(name: str, checkpoint: Checkpoint) -> None:
 
 def save_trainable(trainable: Trainable, source: ModelFiles, folder: Path) -> None:
     """Write weights, tokenizer and config.json of a model that started as `source` into an existing folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {stored_name(name): _half(values) for name, values in trainable.values().items()}
     if sums := trainable.table.sums:
         tensors |= {stored_name(name): torch.from_numpy(values) for name, values in sums.tensors().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "version": "7"})
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", "version": "7"}))
     if (source.folder / "tokenizer.json").is_file():
         shutil.copyfile(source.folder / "tokenizer.json", folder / "tokenizer.json")
     settings: dict[str, Any] = {"eos_token_id": trainable.eos, "pooling": "head"}

@@ -20,23 +20,26 @@ Scores = dict[str, float]
 
 
 class Validation:
-    """Distinct queries, distinct texts (positives and negatives), and which texts are right for a query."""
+    """Distinct queries, distinct texts (positives and negatives), and which texts are right for a query.
+
+    A query for which all texts are right is left out: it finds one whatever the model.
+    """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.queries = list(dict.fromkeys(pair.query for pair in pairs))
         self.documents = list(
             dict.fromkeys(text for pair in pairs for text in (pair.positive, *pair.negatives))
         )
-        if len(self.documents) < 2:
-            raise TrainingDataError(
-                "the validation pairs have one text for all queries, so that every query finds it; "
-                "validate on pairs with different positives, or with negatives"
-            )
         number = {text: i for i, text in enumerate(self.documents)}
         right: dict[str, set[int]] = {}
         for pair in pairs:
             right.setdefault(pair.query, set()).add(number[pair.positive])
-        self._right = [sorted(right[query]) for query in self.queries]
+        asked = {query: sorted(texts) for query, texts in right.items() if len(texts) < len(number)}
+        if not asked:
+            raise TrainingDataError(
+                "in the validation pairs every text is right for every query, so that no model can fail; "
+                "validate on pairs with different queries and positives, or with negatives"
+            )
+        self.queries, self._right = list(asked), list(asked.values())
 
     def score(self, queries: Floats, documents: Floats) -> tuple[Scores, float]:
         """Scores of unit vectors (n, d) and (m, d), and the mean lead: by how much the cosine of the best
@@ -48,7 +51,7 @@ class Validation:
             for row, right in zip(cosines, self._right[start : start + BLOCK], strict=True):
                 best = row[right].max()
                 row[right] = -np.inf
-                ranks.append(int(np.count_nonzero(row >= best)) + 1)  # a tie is not a find
+                ranks.append(int(np.count_nonzero(~(row < best))) + 1)  # neither a tie nor NaN is a find
                 leads.append(float(best - row.max()))
         found = np.array(ranks)
         mrr = float(np.where(found <= 10, 1 / found, 0).mean())

@@ -7,7 +7,9 @@
 
 import ctypes
 import hashlib
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 from functools import cache
@@ -24,6 +26,12 @@ N = 64
 FLAGS = ["-O3", "-march=native", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
 FLAGS += ["-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
 SOURCE = Path(__file__).with_name("wkv7.c")
+NO_KERNEL = (
+    "The C kernel could not be compiled: training works, many times slower. Install gcc or clang (or see CC), "
+    "and let the user's cache folder be written to."
+)
+
+log = logging.getLogger(__name__)
 
 
 def wkv7_reference(
@@ -44,20 +52,21 @@ def wkv7_reference(
 
 @cache
 def kernel() -> ctypes.CDLL | None:
-    """The compiled kernel, or None where there is no C compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    """The compiled kernel, or None where no C compiler makes one, or the user's cache cannot be written."""
+    try:
+        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "cc"]
+        command = [*compiler, *FLAGS]
+        key = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
+        target = user_cache_path("rwkv-embed") / f"wkv7-{key}.so"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(f".{os.getpid()}")
+            subprocess.run([*command, "-o", partial, SOURCE], capture_output=True, check=True, text=True)
+            partial.rename(target)
+        return ctypes.CDLL(str(target))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        log.info("the kernel was not compiled: %s %s", error, getattr(error, "stderr", ""))
         return None
-    command = [compiler, *FLAGS]
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    target = user_cache_path("rwkv-embed") / f"wkv7-{key}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}")
-        if subprocess.run([*command, "-o", partial, SOURCE], capture_output=True).returncode:
-            return None
-        partial.rename(target)
-    return ctypes.CDLL(str(target))
 
 
 def set_threads(threads: int) -> None:

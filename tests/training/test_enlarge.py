@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rwkv_embed.tokenizer import FileTokenizer
 from rwkv_embed.training import contrast, data, enlarge, neighbours, sparse, words
 from rwkv_embed.training.model import Bag, importance_of
 from rwkv_embed.training.vocabulary import FIRST_PIECE, build_tokenizer
@@ -182,7 +183,7 @@ def test_a_larger_vocabulary_reads_the_same_texts_and_its_sums_lie_at_their_goal
     large = enlarge.enlarge(
         bag, PIECES, teacher, torch.zeros(V), before, tokenize, read_words, lambda tokens, *_: tokens, tmp_path
     )
-    tokenizer = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
+    tokenizer = FileTokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.vocab_size == V + 2 == len(large.table.symbols) + len(large.sums)
     assert len(large.sums) == 3  # two words, and the piece that is used least
     [(vectors, near, cosines, uses)] = asked  # of all tokens, words last
@@ -241,7 +242,7 @@ def test_forms_that_texts_have_once_get_stems(tmp_path: Path, monkeypatch: pytes
     for form, ending in (("firefalls", ["s"]), ("firefalling", [*"ing"])):
         assert tokenizer.encode(form) == [V + 1, *tokens_of(*ending)]
     assert learned_from == tokenizer.encode_batch(texts)
-    final = enlarge.FileTokenizer(tmp_path / "tokenizer.json")
+    final = FileTokenizer(tmp_path / "tokenizer.json")
     assert [large.rows.text(i).tolist() for i in range(2)] == final.encode_batch(texts)
     assert final.decode(final.encode("firefalling")[:1]) == "firefall"
 

@@ -1,6 +1,7 @@
 """Fine-tuning: from a checkpoint and back, the loss, the data, and the whole thing on the bundled model."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def test_a_saved_model_gives_the_vectors_of_its_source(models: Any, tmp_path: Pa
         assert again.backend.info.int8_ranges is None
         difference = again.encode_query(TEXTS) - embedder.encode_query(TEXTS)
         assert np.abs(difference).max() < 2e-3
+        modes = {path.name: path.stat().st_mode for path in target.iterdir()}
+        assert modes["model.safetensors"] == modes["config.json"]  # whoever may read one may read all
 
 
 def test_a_language_model_gets_a_head(tmp_path: Path) -> None:
@@ -188,6 +191,7 @@ def test_pairs_are_read(tmp_path: Path) -> None:
         ({"query": "q", "positive": " "}, r"line 2: 'positive' is \" \", expected a text"),
         ({"query": "q", "positive": "p", "negative": []}, r"line 2 has the key 'negative'; expected"),
         ({"query": "q", "positive": "p", "negatives": "n"}, r"line 2: 'negatives' is \"n\", expected a list"),
+        ({"query": "q", "positive": "p", "negatives": False}, r"'negatives' is false, expected a list"),
         (
             {"query": "q", "positive": "p", "negatives": ["n", None]},
             r"'negatives' has null in it, expected texts",
@@ -229,8 +233,16 @@ def test_validation_scores_by_hand() -> None:
     # a finds y (and x, which is right too) first, b finds y second, c ties with two wrong ones: third
     assert scores == {"mrr@10": pytest.approx((1 + 1 / 2 + 1 / 3) / 3), "recall@1": pytest.approx(1 / 3)}
     assert lead == pytest.approx(((0.8 - 0.3) + (0.5 - 0.9) + 0) / 3)
-    with pytest.raises(TrainingDataError, match=r"one text for all queries"):
-        Validation([Pair("a", "x"), Pair("b", "x")])
+    nowhere, _ = validation.score(np.full((3, 3), np.nan, np.float32), np.eye(3, dtype=np.float32))
+    assert nowhere == {"mrr@10": pytest.approx(1 / 4), "recall@1": 0.0}
+
+
+def test_queries_that_cannot_fail_are_not_asked() -> None:
+    validation = Validation([Pair("a", "x"), Pair("a", "y"), Pair("b", "x")])
+    assert (validation.queries, validation.documents) == (["b"], ["x", "y"])
+    for pairs in ([Pair("a", "x"), Pair("b", "x")], [Pair("a", "x"), Pair("a", "y")]):
+        with pytest.raises(TrainingDataError, match=r"every text is right for every query, so that no model can"):
+            Validation(pairs)
 
 
 # Words that no corpus has, and what they are to mean; a sentence and a question in two languages each.
@@ -341,6 +353,57 @@ def test_patience_and_no_improvement(tmp_path: Path) -> None:
     assert not (tmp_path / "tuned").exists()
 
 
+def test_a_training_that_diverges_is_no_success(tmp_path: Path, monkeypatch: Any) -> None:
+    source = hub.resolve(embedding_checkpoint(tmp_path / "model"))
+    with pytest.raises(NotImproved, match=r"diverged in epoch 1: its loss is not .* give a rate below inf"):
+        finetune(source, made_up(0), made_up(1), tmp_path / "tuned", Options(batch_size=12, rate=math.inf))
+    assert not (tmp_path / "tuned").exists()
+
+    step, steps = module._Run._step, []
+
+    def breaking(run: Any, *arguments: Any) -> float:
+        steps.append(step(run, *arguments))
+        return steps[-1] if run.best is None else math.nan
+
+    monkeypatch.setattr(module._Run, "_step", breaking)
+    options = Options(batch_size=12, rate=1e-3)
+    result = finetune(source, made_up(0), made_up(1), tmp_path / "tuned", options)
+    assert result.ended == "diverged" and result.best_epoch == len(result.epochs) >= 1
+    assert result.after[128]["mrr@10"] > result.before[128]["mrr@10"]
+
+
+def test_ctrl_c_while_the_result_is_measured_loses_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    path = embedding_checkpoint(tmp_path / "model")
+    evaluate, calls = module.evaluate, []
+
+    def stopped(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(module, "evaluate", stopped)
+    monkeypatch.setattr("rwkv_embed.training.pairs.read_pairs", lambda path: made_up(path == Path("validation")))
+    arguments = ["--model", str(path), "--validation", "validation", "--rate", "1e-3", "--batch-size", "12"]
+    arguments += ["--epochs", "2"]
+    result = CliRunner().invoke(app, ["train", "training", "--output", str(tmp_path / "tuned"), *arguments])
+    assert result.exit_code == 130
+    assert f"Stopped before {tmp_path / 'tuned'} was measured; it is the best epoch." in result.stderr
+    assert len(Embedder(tmp_path / "tuned").encode_query("Biene")) == 128
+
+
+def test_what_cannot_be_written_or_cut_is_said_before_training(tmp_path: Path) -> None:
+    path = embedding_checkpoint(tmp_path / "model")
+    (tmp_path / "file").touch()
+    source, pairs = hub.resolve(path), made_up(0)
+    with pytest.raises(CheckpointError, match=r"file/tuned cannot be written \(File exists\); choose"):
+        finetune(source, pairs, pairs, tmp_path / "file" / "tuned")
+    for dims in ([64, 256], "all"):
+        (path.parent / "config.json").write_text(json.dumps(source.settings | {"dims": dims}))
+        with pytest.raises(CheckpointError, match=r'"dims" in the config.json of .* expected a list of'):
+            finetune(hub.resolve(path), pairs, pairs, tmp_path / "tuned")
+
+
 def test_wrong_usage_is_one_sentence(files: tuple[str, str], tmp_path: Path) -> None:
     def failing(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["train", *arguments])
@@ -350,6 +413,8 @@ def test_wrong_usage_is_one_sentence(files: tuple[str, str], tmp_path: Path) -> 
     new = ("--output", str(tmp_path / "new"))
     code, said = failing(files[0], "--output", str(tmp_path))
     assert code == 30 and f"{tmp_path} exists already and is no empty folder" in said
+    code, said = failing(files[0], *new, "--rate", "nan")
+    assert code == 2 and "--rate is nan; expected a number such as 3e-5" in said
     code, said = failing(files[0], *new, "--validation", "1.5")
     assert code == 2 and "--validation 1.5: a share is between 0 and 1" in said
     code, said = failing(files[0], *new, "--validation", "missing.jsonl")

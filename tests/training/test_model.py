@@ -46,7 +46,7 @@ def test_the_checkpoint_of_a_delta_bag_is_the_same_model(tmp_path: Path) -> None
     packed, starts = torch.tensor([token for text in texts for token in text]), torch.tensor([0, 4, 6, 15])
     vectors = delta(delta.bag.emb, packed, starts)
     torch.testing.assert_close(model(delta.bag.emb, packed, starts), vectors, rtol=0, atol=2e-3)
-    export(model, table, None, tmp_path / "model.safetensors")
+    export(model, table, None, tmp_path, eos=0)
     hidden, _ = FastRWKV7.from_file(tmp_path / "model.safetensors").hidden(texts, return_states=False)
     from_engine = model.head(torch.from_numpy(np.asarray(hidden)))
     assert torch.nn.functional.cosine_similarity(from_engine, vectors).min() > 0.9999

@@ -1,6 +1,8 @@
 """The recurrence's kernels against the slow obvious ones, and their gradients against autograd in float64."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +55,16 @@ def test_what_ends_read_is_what_the_recurrence_gives_there() -> None:
     y = pooled(v, readout(r[at], w, k, a, b, starts, at + 1), starts)
     expected = wkv7_reference(r, w, k, v, a, b, STARTS)[at]
     assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_kernel_takes_any_compiler_command_or_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for command in ("/bin/false", str(tmp_path / "no compiler"), "'"):
+        monkeypatch.setenv("CC", command)
+        assert kernel.__wrapped__() is None
+    monkeypatch.setenv("CC", f"env {shutil.which('cc')}")  # as `ccache gcc` is
+    assert kernel.__wrapped__() is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    assert kernel.__wrapped__() is None

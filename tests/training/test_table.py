@@ -1,5 +1,6 @@
 """The token table: updates, the token network, rounding in training and for shipping."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_the_exported_table_is_the_quantized_one(tmp_path: Path) -> None:
     bag = small_bag()
     table = quantize(bag.emb.detach().numpy())
     sums = Sums.of(50, np.array([3, 9, 4], np.uint16), np.array([15, 7, 15], np.uint8), np.array([2, 1], np.uint8))
-    export(RWKV7Embedder.from_bag(bag, 0, 1, 64), table, sums, tmp_path / "model.safetensors")
+    export(RWKV7Embedder.from_bag(bag, 0, 1, 64), table, sums, tmp_path, eos=7)
     tensors = load_file(tmp_path / "model.safetensors")
     prefix = "rwkv.emb.weight."
     coded = {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
@@ -140,3 +141,5 @@ def test_the_exported_table_is_the_quantized_one(tmp_path: Path) -> None:
     stored = {name.removeprefix("rwkv."): values for name, values in tensors.items()}
     assert Sums.from_tensors(stored, 50).parts.tolist() == [3, 9, 4]
     assert FastRWKV7.from_file(tmp_path / "model.safetensors").config.vocab_size == 52
+    settings = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert settings["eos_token_id"] == 7 and settings["dims"] == [128]
