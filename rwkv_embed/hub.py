@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -29,6 +29,7 @@ COMPANIONS = ("config.json", "tokenizer.json", RANGES)  # taken along when they 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # beside the shards of one model
 KINDS = ("*.safetensors", "*.pth", "pytorch_model*.bin")  # names of weights, the preferred first
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[^@\s]+))?(@(?P<revision>[\w./-]+))?")
+SHARD = re.compile(r"-of-(\d+)\.")
 BLOCK = 1 << 20  # bytes read at a time when hashing
 
 
@@ -98,13 +99,13 @@ def resolve(name: str | Path | None = None, *, progress: bool = False) -> ModelF
     """Find a model, downloading it when it is a hub name that is not cached yet."""
     if name in (None, "default", _bundled_name()):
         return _bundled()
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _local(name)
+    if path is not None:
         return ModelFiles(str(path.resolve()), _weights_in(path))
     match = REPOSITORY.fullmatch(str(name))
-    if match is None or (_is_weights(path.name) and match["file"] is None):
+    if match is None or (_is_weights(Path(name).name) and match["file"] is None):
         raise ModelNotFound(
-            f"no model {str(name)!r}: it is not a file or folder here, and a hub name looks like "
+            f"no model {str(name)[:200]!r}: it is not a file or folder here, and a hub name looks like "
             "ORG/REPO or ORG/REPO:FILE"
         )
     repo, file, revision = match["repo"], match["file"], match["revision"] or "main"
@@ -117,7 +118,10 @@ def resolve(name: str | Path | None = None, *, progress: bool = False) -> ModelF
 
 
 def list_models() -> list[LocalModel]:
-    """The bundled model and every RWKV-shaped file in the Hugging Face cache, by name."""
+    """The bundled model and every cached file of Hugging Face, of each revision, that is named as weights are.
+
+    Nothing is opened: a file may be of a model that is no RWKV.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -130,7 +134,11 @@ def list_models() -> list[LocalModel]:
     except CacheNotFound:
         repos = frozenset()
     files = {
-        f"{repo.repo_id}:{file.file_path.relative_to(revision.snapshot_path).as_posix()}": file
+        _hub_name(
+            repo.repo_id,
+            file.file_path.relative_to(revision.snapshot_path).as_posix(),
+            "main" if "main" in revision.refs else min(revision.refs, default=revision.commit_hash),
+        ): file
         for repo in repos
         if repo.repo_type == "model"
         for revision in repo.revisions
@@ -158,6 +166,19 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def _hub_name(repo: str, file: str | None, revision: str) -> str:
+    return repo + (f":{file}" if file else "") + (f"@{revision}" if revision != "main" else "")
+
+
+def _local(name: str | Path) -> Path | None:
+    """The file or folder of this name; None when there is none."""
+    with suppress(OSError, RuntimeError):  # longer than a file's name may be; ~ of a user who does not exist
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+    return None
 
 
 def _is_weights(name: str) -> bool:
@@ -227,12 +248,22 @@ def _cached(repo: str, file: str | None, revision: str) -> ModelFiles | None:
         return None
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     try:
-        weights = [folder / name for name in _choose(repo, names, file)]
+        weights = _choose(repo, names, file)
     except ModelNotFound:
         return None
+    if file is None and not _is_whole(weights, names):
+        return None
+    hub_name = _hub_name(repo, file, revision)
     if len(weights) > 1 or (file is None and _is_hugging_face(folder)):
-        return ModelFiles(repo, folder)
-    return ModelFiles(f"{repo}:{file}" if file else repo, weights[0])
+        return ModelFiles(hub_name, folder)
+    return ModelFiles(hub_name, folder / weights[0])
+
+
+def _is_whole(weights: list[str], names: list[str]) -> bool:
+    """Whether no shard and no index is missing: an interrupted download leaves some of them."""
+    shard = SHARD.search(weights[0])
+    count = int(shard[1]) if shard else 1
+    return count == 1 or (len(weights) == count and any(index in names for index in INDEXES))
 
 
 def _is_hugging_face(folder: Path) -> bool:

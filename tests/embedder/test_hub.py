@@ -18,7 +18,7 @@ import pytest
 from rwkv_embed import hub
 from rwkv_embed.errors import CheckpointError, ModelNotFound
 
-COMMIT = "c0ffee" + "0" * 34
+COMMIT, TAGGED = "c0ffee" + "0" * 34, "decade" + "0" * 34  # of `main` and of `v1`
 WEIGHTS = bytes(range(256)) * 300  # the hub does not look inside
 
 
@@ -65,24 +65,25 @@ class FakeHub(BaseHTTPRequestHandler):
         if files is None:
             return self._refuse(404, "RepoNotFound")
         revision = parts[5] if is_api and len(parts) > 5 else parts[3]
-        if revision not in ("main", COMMIT, repo.split("/")[1]):
+        if revision not in ("main", "v1", COMMIT, TAGGED, repo.split("/")[1]):
             return self._refuse(404, "RevisionNotFound")
+        commit = TAGGED if revision in ("v1", TAGGED) else COMMIT
         if is_api:
             siblings = [{"rfilename": name} for name in files]
             return self._send(
-                json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode(), {}, body
+                json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode(), {}, body
             )
         name = "/".join(parts[4:])
         if name not in files:
             return self._refuse(404, "EntryNotFound")
-        content = files[name]
+        content = files[name] + (b"\n" if commit == TAGGED else b"")
         large = name.endswith((".safetensors", ".pth"))  # kept in LFS: known by sha256
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
         etag = hashlib.sha256(content).hexdigest() if large else blob
         if repo == "org/damaged" and body:
             content = b"\xff" + content[1:]
         return self._send(
-            content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body, repo == "org/truncated"
+            content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, body, repo == "org/truncated"
         )
 
     def _refuse(self, status: int, code: str) -> None:
@@ -187,6 +188,37 @@ def test_choosing_among_files(tmp_path: Path, server: str) -> None:
     assert empty["message"] == "org/empty holds no .safetensors or .pth weights; it has: README.md"
 
 
+def test_an_interrupted_download_of_shards_goes_on(tmp_path: Path, server: str) -> None:
+    (whole,) = resolve(tmp_path, server, "org/sharded")
+    folder = Path(whole["weights"])
+    for left_out in (
+        ["model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+        ["model.safetensors.index.json"],
+    ):
+        for name in left_out:
+            (folder / name).unlink()
+        (offline,) = resolve(tmp_path, server, "org/sharded", HF_HUB_OFFLINE="1")
+        assert offline["message"].startswith("org/sharded is not in the cache")
+        assert resolve(tmp_path, server, "org/sharded") == [whole]
+        assert sorted(file.name for file in folder.iterdir()) == sorted(repositories()["org/sharded"])
+
+
+def test_a_name_keeps_its_revision(tmp_path: Path, server: str) -> None:
+    names = ["org/one", "org/one@v1", "org/one:model.safetensors@v1"]
+    *found, listed = resolve(tmp_path, server, *names, "list_models")
+    assert [model["name"] for model in found] == names
+    assert [Path(model["weights"]).read_bytes() for model in found] == [
+        WEIGHTS,
+        WEIGHTS + b"\n",
+        WEIGHTS + b"\n",
+    ]
+    assert resolve(tmp_path, server, *(model["name"] for model in found)) == found
+    assert listed == [
+        ["org/one:model.safetensors", len(WEIGHTS), "hub"],
+        ["org/one:model.safetensors@v1", len(WEIGHTS) + 1, "hub"],
+    ]
+
+
 def test_what_the_hub_refuses(tmp_path: Path, server: str) -> None:
     unknown, revision, gated, broken = resolve(
         tmp_path, server, "org/unknown", "org/one@v9", "org/gated", "org/broken"
@@ -246,7 +278,8 @@ def test_local_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:
-    for name in ("no-such-model", "./missing.pth", "some/where/model.pth", "org/model.safetensors"):
+    nowhere = ("no-such-model", "./missing.pth", "some/where/model.pth", "org/model.safetensors")
+    for name in (*nowhere, "~nosuchuser/x", "a" * 5000):
         with pytest.raises(
             ModelNotFound, match="is not a file or folder here, and a hub name looks like ORG/REPO"
         ):
