@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rwkv_embed.embedder import Embedder
 
 HOLD = 512  # characters held back at most
-WORD_END = re.compile(r"(?<=[^\W_])(?=\s)")
+# To Python U+001C ... U+001F are white space; to tokenizers they are characters like others.
+WORD_END = re.compile(r"(?<=[^\W_])(?=(?![\x1c-\x1f])\s)")
 SENTENCE_MARK = re.compile(r"[.!?。！？｡؟।॥…\n]")
 
 
@@ -69,7 +70,7 @@ class EmbeddingStream:
 
     @property
     def tokens(self) -> int:
-        """How many tokens have been fed, those held back included."""
+        """How many tokens are read so far: START of a language model, the prompt, and all fed, even if held back."""
         return self._reading.tokens + len(self._embedder.tokenizer.encode(self._pending))
 
     def state_bytes(self) -> bytes:
