@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rwkv_embed.coding import CodedMatrix
 from rwkv_embed.config import ModelConfig
 from rwkv_embed.errors import CheckpointError, ModelNotFound
+from rwkv_embed.hub import RANGES
 from rwkv_embed.layout import (
     Shape,
     Source,
@@ -273,14 +274,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"no file or folder {path}; give the path of a .pth or .safetensors file, or of a folder with one"
         )
     weights = _find_in_folder(path) if path.is_dir() else path
+    parts = files_of(weights)
+    packaging = parts[0].suffix[1:]
     if weights.name.endswith(".index.json"):
-        shards = _shards(weights)
-        files = [(shard, _open_file(shard)) for shard in shards]
-        packaging = f"{shards[0].suffix[1:]}, {len(shards)} shards"
-    else:
-        files = [(weights, _open_file(weights))]
-        packaging = weights.suffix[1:]
-    return Checkpoint(path, files, packaging)
+        packaging += f", {len(parts)} shards"
+    return Checkpoint(path, [(part, _open_file(part)) for part in parts], packaging)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The weights files that `open_checkpoint` opens, by name. Raises CheckpointError."""
+    weights = _find_in_folder(path) if path.is_dir() else path
+    return _shards(weights) if weights.name.endswith(".index.json") else [weights]
 
 
 def _open_file(path: Path) -> TensorFile:
@@ -299,7 +303,9 @@ def _find_in_folder(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".pth"))
+    found = sorted(
+        file for file in folder.iterdir() if file.suffix in (".safetensors", ".pth") and file.name != RANGES
+    )
     if len(found) == 1:
         return found[0]
     if found:

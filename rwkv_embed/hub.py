@@ -78,10 +78,12 @@ class ModelFiles:
         return found
 
     def _hashed(self) -> str:
-        files = weight_files(self.folder) if self.weights.is_dir() else [self.weights]
-        tokenizer = Path(self.tokenizer or self.folder / "tokenizer.json")
-        parts = [sha256(file) for file in files]
-        parts.append(sha256(tokenizer) if tokenizer.is_file() else str(self.tokenizer or "built in"))
+        from rwkv_embed.checkpoint import files_of
+        from rwkv_embed.tokenizer import tokenizer_file
+
+        tokenizer = tokenizer_file(self.tokenizer, self.weights)
+        parts = [sha256(file) for file in files_of(self.weights)]
+        parts.append(sha256(tokenizer) if tokenizer else str(self.tokenizer or "built in"))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
@@ -96,7 +98,10 @@ class LocalModel:
 
 
 def resolve(name: str | Path | None = None, *, progress: bool = False) -> ModelFiles:
-    """Find a model, downloading it when it is a hub name that is not cached yet."""
+    """Find a model, downloading it when it is a hub name that is not cached yet.
+
+    Raises ModelNotFound when nothing has this name or several files have, and DownloadError.
+    """
     if name in (None, "default", _bundled_name()):
         return _bundled()
     path = _local(name)

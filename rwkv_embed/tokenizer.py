@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from rwkv_embed.errors import TokenizerError
 from rwkv_embed.unigram import cache_table, cached_table
 
-_WORLD_VOCABULARY = 65536  # rows of a World model's table; the ids above 65529 have no text
+WORLD_VOCABULARY = 65536  # rows of a World model's table; the ids above 65529 have no text
 _NEOX_SIZES = range(50254, 50433)  # 50,277 tokens, padded differently by different models
 _NEOX_REPOSITORIES = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-4-169m-pile")
 
@@ -56,7 +56,7 @@ def _outside(token: int, size: int) -> TokenizerError:
 class WorldTokenizer:
     """RWKV World: the longest known byte string first."""
 
-    vocab_size = _WORLD_VOCABULARY
+    vocab_size = WORLD_VOCABULARY
 
     def __init__(self) -> None:
         from pyrwkv_tokenizer import RWKVTokenizer
@@ -177,6 +177,16 @@ def load_tokenizer(
     return tokenizer
 
 
+def tokenizer_file(choice: str | Path | None, beside: Path | None) -> Path | None:
+    """The file that `load_tokenizer` reads; None for the built-in ones, and for GPT-NeoX-20B from the cache."""
+    if choice is None or str(choice) == "neox":
+        return _file_beside(beside)
+    if str(choice) in ("world", "byte"):
+        return None
+    path = Path(choice)
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 def describe_tokenizer(vocab_size: int, beside: Path | None = None) -> str:
     """Which tokenizer a model would get, in words, without loading it."""
     file = _file_beside(beside)
@@ -184,7 +194,7 @@ def describe_tokenizer(vocab_size: int, beside: Path | None = None) -> str:
         return str(file)
     if vocab_size == 256:
         return "bytes"
-    if 65529 <= vocab_size <= _WORLD_VOCABULARY:
+    if 65529 <= vocab_size <= WORLD_VOCABULARY:
         return "RWKV World"
     return (
         "GPT-NeoX-20B"
@@ -200,9 +210,8 @@ def _named(choice: str, beside: Path | None) -> Tokenizer:
         return ByteTokenizer()
     if choice == "neox":
         return _neox(beside)
-    path = Path(choice)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
+    path = tokenizer_file(choice, beside)
+    if path is None or not path.is_file():
         raise TokenizerError(
             f"no tokenizer {choice!r}; give 'world', 'neox', 'byte' or the path of a tokenizer.json"
         )
@@ -215,7 +224,7 @@ def _guessed(vocab_size: int | None, beside: Path | None) -> Tokenizer:
         return FileTokenizer(file)
     if vocab_size == 256:
         return ByteTokenizer()
-    if vocab_size is None or 65529 <= vocab_size <= _WORLD_VOCABULARY:
+    if vocab_size is None or 65529 <= vocab_size <= WORLD_VOCABULARY:
         return WorldTokenizer()
     if vocab_size in _NEOX_SIZES:
         return _neox(beside)

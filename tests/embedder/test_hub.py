@@ -29,7 +29,9 @@ def repositories() -> dict[str, dict[str, bytes]]:
         "org/two": {"small.pth": b"small", "large.pth": b"large", "tokenizer.json": b"{}"},
         "org/sharded": {
             "config.json": b'{"model_type": "rwkv6"}',
-            "model.safetensors.index.json": b'{"weight_map": {}}',
+            "model.safetensors.index.json": json.dumps(
+                {"weight_map": {name: f"model-0000{name}-of-00002.safetensors" for name in "12"}}
+            ).encode(),
             "model-00001-of-00002.safetensors": b"first",
             "model-00002-of-00002.safetensors": b"second",
         },
@@ -275,6 +277,28 @@ def test_local_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds a list, expected a JSON object"):
         hub.resolve(weights).settings  # noqa: B018
+
+
+def test_the_identity_is_of_the_files_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
+    weights = tmp_path / "pytorch_model.bin"
+    weights.write_bytes(b"weights")
+    before = hub.resolve(tmp_path).identity
+    (tmp_path / "adapter.safetensors").write_bytes(b"something else")
+    assert hub.resolve(tmp_path).identity == before
+    weights.write_bytes(b"other weights")
+    changed = hub.resolve(tmp_path).identity
+    assert changed != before
+    (tmp_path / "20B_tokenizer.json").write_text("{}")
+    assert hub.resolve(tmp_path).identity not in (before, changed)
+    tokenizers = tmp_path / "other"
+    tokenizers.mkdir()
+    seen = set()
+    for content in ("{}", "[]"):
+        (tokenizers / "tokenizer.json").write_text(content)
+        seen.add(hub.ModelFiles("model", weights, tokenizers).identity)
+    assert len(seen) == 2
+    assert hub.ModelFiles("model", weights, tokenizers / "tokenizer.json").identity in seen
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:

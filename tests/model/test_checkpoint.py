@@ -177,6 +177,8 @@ def test_folders(tmp_path: Path) -> None:
     tensors = ck.weights("4", SHAPE)
     ck.save(tmp_path / "a.pth", tensors)
     assert open_checkpoint(tmp_path).config.version == "4"
+    ck.save(tmp_path / "int8_ranges.safetensors", {"low.8": torch.zeros(8)})  # what quantises vectors, no weights
+    assert open_checkpoint(tmp_path).config.version == "4"
     ck.save(tmp_path / "b.pth", tensors)
     with pytest.raises(CheckpointError, match=r"has 2 weights files \(a\.pth, b\.pth\); name one of them"):
         open_checkpoint(tmp_path)
