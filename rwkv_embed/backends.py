@@ -25,6 +25,8 @@ from rwkv_embed.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from rwkv_embed.checkpoint import Checkpoint
 
+DEFAULT_EOS = 65535  # EmbeddingRWKV's, whose files have no config.json
+
 Floats = NDArray[np.float32]
 State = Any  # a value of the back end's own; never changed in place
 
@@ -84,10 +86,14 @@ class Backend(Protocol):
 def open_backend(files: ModelFiles, dtype: Dtype | None, threads: int | None) -> Backend:
     """Load the model that `hub.resolve` found, with the fast engine where it can.
 
-    `dtype` None is each back end's own choice: torch's is float32.
+    `dtype` None is each back end's own choice: torch's is float32. Raises CheckpointError for a damaged model, a
+    reranker or a config.json that makes no sense, TokenizerError, and ValueError for an unknown `dtype` or
+    `threads` below 1.
     """
     from rwkv_embed.checkpoint import open_checkpoint
 
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1; leave it out to use every processor")
     checkpoint = open_checkpoint(files.weights)
     if checkpoint.config.kind == "reranker":
         raise CheckpointError(
@@ -105,7 +111,18 @@ def runs_fast(files: ModelFiles, checkpoint: "Checkpoint") -> bool:
         and checkpoint.config.kind == "embedder"
         and checkpoint.packaging == "safetensors"
         and files.weights.is_file()
+        and _is_usual(checkpoint)
         and _is_plain(checkpoint)
+    )
+
+
+def _is_usual(checkpoint: "Checkpoint") -> bool:
+    """Whether names, widths and norm constants are those of EmbeddingRWKV: the engine knows no others."""
+    config = checkpoint.config
+    return (
+        checkpoint.tensors["emb.weight"].source.name.startswith(("rwkv.emb.", "emb."))
+        and config.n_att == config.n_embd
+        and not config.unusual_epsilons
     )
 
 
@@ -200,18 +217,40 @@ def check_shapes(arrays: Sequence[Floats], expected: Sequence[tuple[int, ...]]) 
 
 
 def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> ModelInfo:
-    eos = files.settings.get("eos_token_id", 65535 if config.kind == "embedder" else None)
     ranges = files.folder / RANGES
     return ModelInfo(
         model_id=files.name,
         identity=files.identity,
         config=config,
-        eos=eos,
+        eos=_eos(files, config),
         head=head,
-        prompts=dict(files.settings.get("prompts", {})),
+        prompts=_prompts(files),
         sentence_share=_sentence_share(files),
         int8_ranges=ranges if ranges.is_file() else None,
     )
+
+
+def _eos(files: ModelFiles, config: ModelConfig) -> int | None:
+    """Language models have an `eos_token_id` as well, for generation: they were not trained to end a text with it."""
+    if config.kind != "embedder":
+        return None
+    eos = files.settings.get("eos_token_id", DEFAULT_EOS)
+    if type(eos) is not int or not 0 <= eos < config.vocab_size:
+        raise CheckpointError(
+            f"eos_token_id in {files.folder / 'config.json'} is {eos!r}; expected the token that ends a text, a "
+            f"number from 0 to {config.vocab_size - 1}"
+        )
+    return eos
+
+
+def _prompts(files: ModelFiles) -> dict[str, str]:
+    prompts = files.settings.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(
+            f"prompts in {files.folder / 'config.json'} is {prompts!r}; expected texts by name, such as "
+            '{"query": "query: ", "document": ""}'
+        )
+    return dict(prompts)
 
 
 def _sentence_share(files: ModelFiles) -> float:

@@ -42,6 +42,12 @@ class ModelConfig:
         return self.n_head * self.head_size
 
     @property
+    def unusual_epsilons(self) -> tuple[float, ...]:
+        """Both of them when one is not the reference implementation's."""
+        found = (self.norm_eps, self.ln_x_eps)
+        return () if found == (1e-5, 64e-5) else found
+
+    @property
     def state_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the state tensors of one layer, in the order of the reference implementation.
 

@@ -23,14 +23,22 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_embed.backends import Backend, open_backend
+from rwkv_embed.backends import DEFAULT_EOS, Backend, open_backend
 from rwkv_embed.config import Dtype
 from rwkv_embed.hub import resolve
 from rwkv_embed.pooling import SUMMARY_PROMPT, Pooling, state_dim, state_vector
-from rwkv_embed.quantize import Int8Ranges, Precision, check_precision, quantize, truncate
+from rwkv_embed.quantize import (
+    Int8Ranges,
+    Precision,
+    check_precision,
+    check_ranges,
+    check_truncation,
+    quantize,
+    truncate,
+)
 from rwkv_embed.reading import Reading, go_on
 from rwkv_embed.stream import EmbeddingStream
-from rwkv_embed.tokenizer import Tokenizer
+from rwkv_embed.tokenizer import WORLD_VOCABULARY, Tokenizer
 from rwkv_embed.whitening import Whitening
 
 Floats = NDArray[np.float32]
@@ -38,7 +46,9 @@ Floats = NDArray[np.float32]
 BATCH_TOKENS = 16_384  # a batch holds at most this many tokens, counted at the length of its longest text …
 BATCH_TEXTS = 128  # … and this many texts: each has a state of some hundred kilobytes
 START_TOKEN = 0  # "a document begins", in the vocabulary of every RWKV language model
-RECIPE = 1  # part of every fingerprint: to be raised when the meaning of a pooling changes
+# Part of every fingerprint: to be raised when the meaning of a pooling changes. Of language models it is 2 since
+# Hugging Face folders of them are read from START on, like other files, and not to an EOS.
+RECIPE = {"embedder": 1, "language model": 2}
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -53,6 +63,9 @@ class Embedder:
     `threads`: for the model's arithmetic.
     `tokenizer`: instead of the model's own: "world", "neox", "byte" or the path of a tokenizer.json.
     `whitening`, `int8_ranges`: fitted earlier, the object or its file.
+
+    Raises ModelNotFound or DownloadError (see `hub`), CheckpointError for a damaged file, TokenizerError without a
+    fitting tokenizer, and ValueError for an argument that is unknown or does not fit the model.
     """
 
     def __init__(
@@ -85,8 +98,7 @@ class Embedder:
             Int8Ranges.load(int8_ranges) if isinstance(int8_ranges, str | Path) else int8_ranges
         )
         self._before, self._after = self._frame()
-        if truncate_dim is not None and not 1 <= truncate_dim <= self._full_dim:
-            raise ValueError(f"truncate_dim is {truncate_dim}, the model has {self._full_dim} dimensions")
+        check_truncation(truncate_dim, self._full_dim)
         self.truncate_dim = truncate_dim
 
     # --- facts
@@ -103,14 +115,20 @@ class Embedder:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that decides what a vector is: different ones cannot be compared."""
+        info = self.backend.info
         facts = {
-            "recipe": RECIPE,
-            "model": self.backend.info.identity,
+            "recipe": RECIPE["language model" if info.eos is None else "embedder"],
+            "model": info.identity,
             "pooling": self.pooling,
             "prompts": self.prompts,
             "dim": self.dim,
             "whitening": self.whitening.fingerprint if self.whitening else None,
         }
+        # Only what is unusual: these facts came later, and most stores are older.
+        if info.eos not in (None, DEFAULT_EOS if info.config.vocab_size == WORLD_VOCABULARY else 0):
+            facts["eos"] = info.eos
+        if info.config.unusual_epsilons:
+            facts["epsilons"] = info.config.unusual_epsilons
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     # --- encoding
@@ -132,17 +150,25 @@ class Embedder:
         `prompt`, or the model's prompt called `prompt_name`, is put before each text. `batch_size` limits the
         texts of a batch; batches are made by token budget anyway. `truncate_dim` keeps the first components
         and normalises them again. No texts give (0, dim).
+
+        Raises ValueError for an argument that is unknown or does not fit the model, before anything is read, and
+        TypeError for what is no text.
         """
-        precision = check_precision(precision or self.precision)
+        precision = check_precision(self.precision if precision is None else precision)
+        truncate_dim = self.truncate_dim if truncate_dim is None else truncate_dim
+        check_truncation(truncate_dim, self._full_dim)
+        check_ranges(precision, truncate_dim or self._full_dim, self.int8_ranges)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         prefix = self._prompt(prompt_name, prompt)
         tokens = self._tokenize([prefix + self.clean(text) for text in texts])
         vectors = np.empty((len(texts), self._full_dim), dtype=np.float32)
         with _progress(len(texts), show_progress_bar) as advance:
-            for rows in _batches([len(row) for row in tokens], batch_size or BATCH_TEXTS):
+            for rows in _batches([len(row) for row in tokens], BATCH_TEXTS if batch_size is None else batch_size):
                 vectors[rows] = self._read_whole([tokens[row] for row in rows])
                 advance(len(rows))
-        vectors = truncate(vectors, truncate_dim or self.truncate_dim, normalize_embeddings)
+        vectors = truncate(vectors, truncate_dim, normalize_embeddings)
         result = quantize(vectors, precision, self.int8_ranges)
         return result[0] if isinstance(inputs, str) else result
 
@@ -158,10 +184,10 @@ class Embedder:
         truncate_dim: int | None = None,
         normalize_embeddings: bool = True,
     ) -> NDArray[Any]:
-        """`encode` with the model's prompt for queries."""
+        """`encode` with the model's prompt for queries; raises what it raises."""
         return self.encode(
             inputs,
-            prompt_name=prompt_name or "query",
+            prompt_name="query" if prompt_name is None else prompt_name,
             prompt=prompt,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -182,10 +208,10 @@ class Embedder:
         truncate_dim: int | None = None,
         normalize_embeddings: bool = True,
     ) -> NDArray[Any]:
-        """`encode` with the model's prompt for documents."""
+        """`encode` with the model's prompt for documents; raises what it raises."""
         return self.encode(
             inputs,
-            prompt_name=prompt_name or "document",
+            prompt_name="document" if prompt_name is None else prompt_name,
             prompt=prompt,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -200,7 +226,8 @@ class Embedder:
 
         The document is read once: at each span's end the state is forked, and what ends a text (EOS) is read
         by the fork alone. So the cost is the document's tokens and one more for each span. `mean` averages a
-        span's own tokens. The span (0, len(text)) gives `encode_document(text)`.
+        span's own tokens. The span (0, len(text)) gives `encode_document(text)`. Raises ValueError for a span that
+        is not inside the text.
         """
         text = self.clean(text)
         for start, end in spans:
@@ -218,7 +245,10 @@ class Embedder:
         return truncate(vectors, self.truncate_dim)
 
     def stream(self, state: bytes | None = None) -> EmbeddingStream:
-        """A text to be fed piece by piece; `state` is what `EmbeddingStream.state_bytes` gave earlier."""
+        """A text to be fed piece by piece; `state` is what `EmbeddingStream.state_bytes` gave earlier.
+
+        Raises StateError when that is damaged, or another model's.
+        """
         return EmbeddingStream(self, state)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -228,7 +258,10 @@ class Embedder:
     # --- fitting
 
     def fit_int8(self, texts: Sequence[str], dims: Sequence[int] = ()) -> Int8Ranges:
-        """Fit the ranges of int8 and uint8 on typical texts and use them from now on; save the result."""
+        """Fit the ranges of int8 and uint8 on typical texts and use them from now on; save the result.
+
+        Raises ValueError for fewer than two texts, or a dimension of `dims` that the model has not.
+        """
         vectors = self.encode_document(texts, precision="float32", truncate_dim=self._full_dim)
         wanted = [*dims, *([self.truncate_dim] if self.truncate_dim else [])]
         self.int8_ranges = Int8Ranges.fit(vectors, wanted)
@@ -359,8 +392,6 @@ def _difference(end: Reading, start: Reading) -> Reading:
 
 def _batches(lengths: Sequence[int], batch_texts: int) -> Iterator[list[int]]:
     """Row numbers, longest texts first, in batches within the token budget; a longer text is alone."""
-    if batch_texts < 1:
-        raise ValueError(f"batch_size is {batch_texts}, expected at least 1")
     rows: list[int] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

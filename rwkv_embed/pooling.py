@@ -47,13 +47,19 @@ class Head:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Floats], task: str = "retr") -> "Head":
-        """Pick `head.<task>_head.*` out of a checkpoint; `task` is cls, sts or retr."""
+        """Pick `head.<task>_head.*` out of a checkpoint; `task` is cls, sts or retr. Raises CheckpointError."""
         prefix = f"head.{task}_head."
         names = ("fc1.weight", "fc2.weight", "norm.weight", "norm.bias")
         missing = [prefix + name for name in names if prefix + name not in tensors]
         if missing:
             raise CheckpointError(f"the checkpoint has no embedding head: {', '.join(missing)} missing")
-        return cls(*(np.asarray(tensors[prefix + name], dtype=np.float32) for name in names))
+        parts = {name: np.asarray(tensors[prefix + name], dtype=np.float32) for name in names}
+        for name, part in parts.items():
+            if not np.isfinite(part).all():
+                raise CheckpointError(
+                    f"{prefix}{name} has NaN or infinite weights; the file is damaged or training diverged"
+                )
+        return cls(*parts.values())
 
     def __call__(self, hidden: Floats) -> Floats:
         """(n, C) -> (n, C)."""

@@ -58,6 +58,7 @@ class Int8Ranges:
 
     @classmethod
     def load(cls, path: str | Path) -> "Int8Ranges":
+        """Read what `save` wrote. Raises CheckpointError when the file holds no such ranges."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -88,13 +89,30 @@ def _limits(vectors: Floats) -> tuple[Floats, Floats]:
 
 def truncate(vectors: Floats, dim: int | None, normalize: bool = True) -> Floats:
     """Keep the first `dim` components (n, d) -> (n, dim), then normalise to length 1: in this order."""
-    if dim is not None and not 1 <= dim <= vectors.shape[-1]:
-        raise ValueError(f"truncate_dim is {dim}, the model has {vectors.shape[-1]} dimensions")
+    check_truncation(dim, vectors.shape[-1])
     vectors = vectors[..., :dim]
     if not normalize:
         return vectors
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return cast(Floats, vectors / np.maximum(lengths, 1e-12))
+
+
+def check_truncation(dim: int | None, full_dim: int) -> None:
+    """Raise ValueError unless vectors of `full_dim` components can be cut to `dim`."""
+    if dim is not None and not 1 <= dim <= full_dim:
+        raise ValueError(f"truncate_dim is {dim}, the model has {full_dim} dimensions")
+
+
+def check_ranges(precision: Precision, dim: int, ranges: Int8Ranges | None) -> None:
+    """Raise ValueError when vectors of `dim` components would need ranges that were not fitted."""
+    if precision not in ("int8", "uint8"):
+        return
+    if ranges is None:
+        raise ValueError(
+            f"precision {precision!r} needs fitted ranges, so that equal texts always get equal codes; "
+            "call embedder.fit_int8(texts) once, or open the embedder with int8_ranges=PATH"
+        )
+    ranges.of(dim)
 
 
 def check_precision(precision: str) -> Precision:
@@ -112,11 +130,8 @@ def quantize(vectors: Floats, precision: Precision, ranges: Int8Ranges | None = 
     if precision in ("binary", "ubinary"):
         bits = np.packbits(vectors > 0, axis=-1)
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
-    if ranges is None:
-        raise ValueError(
-            f"precision {precision!r} needs fitted ranges, so that equal texts always get equal codes; "
-            "call embedder.fit_int8(texts) once, or open the embedder with int8_ranges=PATH"
-        )
+    check_ranges(precision, vectors.shape[-1], ranges)
+    assert ranges is not None
     low, high = ranges.of(vectors.shape[-1])
     codes = np.clip(np.rint((vectors - low) / (high - low) * STEPS), 0, STEPS)
     return codes.astype(np.uint8) if precision == "uint8" else (codes - 128).astype(np.int8)

@@ -75,14 +75,23 @@ class Whitening:
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
+        """Read what `save` wrote. Raises CheckpointError when the file holds no such fit, or one with NaN."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             tensors = load_file(path)
-            return cls(tensors["mean"], tensors["matrix"])
+            mean, matrix = tensors["mean"], tensors["matrix"]
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path} holds no whitening ({error}); fit and save it again") from error
+        if mean.ndim != 1 or matrix.ndim != 2 or len(mean) != len(matrix):
+            raise CheckpointError(
+                f"{path} holds no whitening (mean has shape {mean.shape}, matrix {matrix.shape}, expected (d,) and "
+                "(d, dim)); fit and save it again"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
+            raise CheckpointError(f"the whitening in {path} has NaN or infinite values; fit and save it again")
+        return cls(mean, matrix)
 
 
 def _principal_axes(vectors: Floats) -> tuple[Floats, NDArray[np.float64], NDArray[np.float64]]:

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors.numpy import load_file, save_file
 
 from rwkv_embed.backends import FastBackend, TorchBackend
 from rwkv_embed.catalogue import convert, describe, engine
@@ -18,6 +20,7 @@ from rwkv_embed.hub import resolve
 from rwkv_embed.rerank import StateReranker
 from tests.embedder.numpy_rwkv import NumpyBackend
 from tests.embedder.test_rerank import reranker_tensors
+from tests.model import checkpoints as ck
 
 EOS = 255  # a byte that UTF-8 never uses
 TEXTS = ["The Nile is a river in Africa.", "", "x", "部署数据库", "The Nile is a river in Africa. " * 30]
@@ -147,13 +150,100 @@ def test_what_a_sentence_counts_is_the_model_s(embedder_folder: Path, tmp_path: 
             Embedder(tmp_path / "model")
 
 
+def changed(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **settings: Any) -> Path:
+    """The checkpoint with other tensors, and a config.json with other settings."""
+    folder.mkdir()
+    save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | settings))
+    return folder
+
+
+def test_a_damaged_head_is_refused(embedder_folder: Path, tmp_path: Path) -> None:
+    def damage(tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors["head.retr_head.fc1.weight"][0, 1] = np.nan
+        return tensors
+
+    with pytest.raises(CheckpointError, match=r"head\.retr_head\.fc1\.weight has NaN or infinite weights"):
+        Embedder(changed(embedder_folder, tmp_path / "damaged", damage))
+
+
+def test_names_that_the_engine_does_not_know_go_to_torch(embedder_folder: Path, tmp_path: Path) -> None:
+    def rename(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name.replace("rwkv.", "model."): tensor for name, tensor in tensors.items()}
+
+    embedder = Embedder(changed(embedder_folder, tmp_path / "renamed", rename))
+    assert isinstance(embedder.backend, TorchBackend)
+    np.testing.assert_allclose(embedder.encode(TEXTS), Embedder(embedder_folder).encode(TEXTS), atol=1e-4)
+
+
+def test_attention_of_another_width_goes_to_torch(tmp_path: Path) -> None:
+    shape = ck.Shape(2, 2, 16, 256, 64)
+    wide = ck.weights("7", ck.Shape(2, 4, 16, 256, 64))
+    C, A = shape.n_embd, 2 * shape.n_embd
+    tensors = {}
+    for name, tensor in ck.weights("7", shape).items():
+        if name == "head.weight":
+            continue
+        last = name.partition(".att.")[2]
+        if last in ("receptance.weight", "key.weight", "value.weight"):
+            tensor = wide[name][:, :C]
+        elif last == "output.weight" or last in ("w2", "a2", "v2", "g2"):
+            tensor = wide[name][: len(tensor)]
+        elif last in ("w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_x.weight", "ln_x.bias"):
+            tensor = wide[name]
+        tensors[f"rwkv.{name}"] = tensor
+    assert tensors["rwkv.blocks.0.att.output.weight"].shape == (C, A)
+    for name, size in (("fc1.weight", (C, C)), ("fc2.weight", (C, C)), ("norm.weight", (C,)), ("norm.bias", (C,))):
+        tensors[f"head.retr_head.{name}"] = torch.ones(size)
+    ck.save(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    embedder = Embedder(tmp_path)
+    assert isinstance(embedder.backend, TorchBackend)
+    assert embedder.encode("x").shape == (C,)
+
+
+def test_a_config_that_makes_no_sense_is_refused(embedder_folder: Path, tmp_path: Path) -> None:
+    folder = changed(embedder_folder, tmp_path / "model", lambda tensors: tensors)
+    for settings, message in (
+        ({"eos_token_id": [3]}, r"eos_token_id in .*config\.json is \[3\]; expected the token .* from 0 to 255"),
+        ({"eos_token_id": 256}, "eos_token_id in .* is 256; expected the token that ends a text"),
+        ({"eos_token_id": True}, "eos_token_id in .* is True"),
+        ({}, "eos_token_id in .* is 65535"),
+        ({"eos_token_id": EOS, "prompts": None}, r"prompts in .*config\.json is None; expected texts by name"),
+        ({"eos_token_id": EOS, "prompts": ["a"]}, "prompts in .* is \\['a'\\]"),
+        ({"eos_token_id": EOS, "prompts": {"query": 5}}, "prompts in .* is {'query': 5}"),
+    ):
+        (folder / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(CheckpointError, match=message):
+            Embedder(folder)
+
+
+def test_threads_below_one_are_refused(embedder_folder: Path, language_model_file: Path) -> None:
+    for path in (embedder_folder, language_model_file):
+        for threads in (0, -1):
+            with pytest.raises(ValueError, match=f"threads is {threads}, expected at least 1; leave it out"):
+                Embedder(path, threads=threads)
+
+
+def test_the_fingerprint_knows_the_end_of_a_text_and_the_norms(embedder_folder: Path, tmp_path: Path) -> None:
+    other = changed(embedder_folder, tmp_path / "other", lambda tensors: tensors, eos_token_id=7)
+    assert Embedder(other).backend.info.identity == Embedder(embedder_folder).backend.info.identity
+    assert Embedder(other).fingerprint != Embedder(embedder_folder).fingerprint
+    embedder = Embedder(reference(EOS))
+    before = embedder.fingerprint
+    embedder.backend.info = replace(  # type: ignore[misc]
+        embedder.backend.info, config=replace(embedder.backend.info.config, norm_eps=1e-3)
+    )
+    assert Embedder(embedder.backend).fingerprint != before
+
+
 def test_both_back_ends_are_one_model(embedder_folder: Path) -> None:
     """Same fingerprint, and a stream saved with one goes on with the other."""
-    fast, torch = Embedder(embedder_folder), Embedder(by_torch(embedder_folder))
-    assert fast.fingerprint == torch.fingerprint
+    fast, slow = Embedder(embedder_folder), Embedder(by_torch(embedder_folder))
+    assert fast.fingerprint == slow.fingerprint
     stream = fast.stream()
     stream.feed("The Nile is a ri")
-    resumed = torch.stream(stream.state_bytes())
+    resumed = slow.stream(stream.state_bytes())
     resumed.feed("ver in Africa.")
     np.testing.assert_allclose(resumed.vector(), fast.encode_document(TEXTS[0]), atol=1e-4)
     back = fast.stream(resumed.state_bytes())

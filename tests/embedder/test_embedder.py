@@ -13,6 +13,7 @@ from rwkv_embed import embedder as module
 from rwkv_embed import reading
 from rwkv_embed.embedder import Embedder
 from rwkv_embed.pooling import SUMMARY_PROMPT, state_vector
+from rwkv_embed.quantize import Int8Ranges
 from rwkv_embed.whitening import Whitening
 from tests.embedder.numpy_rwkv import NumpyBackend, step
 
@@ -108,8 +109,6 @@ def test_batches_keep_the_token_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 10)
     batches = list(module._batches([3, 12, 1, 5, 4, 2], 3))
     assert batches == [[1], [3, 4], [0, 5, 2]]
-    with pytest.raises(ValueError, match="batch_size is -1, expected at least 1"):
-        Embedder(NumpyBackend()).encode(["x"], batch_size=-1)
 
 
 def test_long_texts_are_read_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +145,30 @@ def test_truncation_comes_before_normalisation(embedder: Embedder, backend: Nump
     for bad in (0, 9):
         with pytest.raises(ValueError, match=f"truncate_dim is {bad}, the model has 8 dimensions"):
             Embedder(backend, truncate_dim=bad)
-    with pytest.raises(ValueError, match="truncate_dim is 9, the model has 8 dimensions"):
-        embedder.encode("x", truncate_dim=9)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read() -> None:
+    class Unread(NumpyBackend):
+        def hidden(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("texts were read")
+
+    unread = Embedder(Unread())
+    unread.tokenizer.encode_batch = unread.backend.hidden  # type: ignore[method-assign, assignment]
+    arguments: list[tuple[dict[str, Any], str]] = [
+        ({"truncate_dim": 9}, "truncate_dim is 9, the model has 8 dimensions"),
+        ({"truncate_dim": 0}, "truncate_dim is 0, the model has 8 dimensions"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"batch_size": -1}, "batch_size is -1, expected at least 1"),
+        ({"precision": ""}, "precision is '', expected one of float32, float16, int8"),
+        ({"precision": "int8"}, "precision 'int8' needs fitted ranges"),
+        ({"prompt_name": ""}, "tiny has no prompt called ''; it has query, document"),
+    ]
+    for argument, message in arguments:
+        with pytest.raises(ValueError, match=message):
+            unread.encode_query(["x"], **argument)
+    unread.int8_ranges = Int8Ranges.fit(np.eye(8, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"int8 ranges were fitted for \[8\] dimensions, not for 4"):
+        unread.encode(["x"], precision="int8", truncate_dim=4)
 
 
 def test_precision(backend: NumpyBackend) -> None:

@@ -111,3 +111,11 @@ def test_whitening_errors(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"<html>")
     with pytest.raises(CheckpointError, match="holds no whitening"):
         Whitening.load(tmp_path / "w.safetensors")
+    Whitening(normal(4), normal(3, 2)).save(tmp_path / "w.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"holds no whitening \(mean has shape \(4,\), matrix \(3, 2\), expected \(d,\)"
+    ):
+        Whitening.load(tmp_path / "w.safetensors")
+    Whitening(normal(3) * np.float32(np.nan), normal(3, 2)).save(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors has NaN or infinite values; fit and save it again"):
+        Whitening.load(tmp_path / "w.safetensors")

@@ -373,6 +373,25 @@ def test_a_damaged_checkpoint_names_every_problem(tmp_path):
         FastRWKV7.from_file(tmp_path / "bad.safetensors")
 
 
+def test_weights_that_are_not_numbers_are_refused():
+    def damaged(name, value):
+        tensors = dict(TENSORS)
+        tensors[name] = tensors[name].copy()
+        tensors[name].reshape(-1)[5] = value
+        return tensors
+
+    names = ["rwkv.blocks.1.att.key.weight", "rwkv.blocks.0.ln1.bias", "rwkv.emb.weight"]
+    for name, value in zip(names, (np.nan, np.inf, -np.inf), strict=True):
+        with pytest.raises(CheckpointError) as caught:
+            FastRWKV7(damaged(name, value))
+        assert f"{name.removeprefix('rwkv.')} has NaN or infinite weights; the file is damaged" in str(caught.value)
+    tensors = damaged("rwkv.emb.weight", 0.0)
+    table = tensors.pop("rwkv.emb.weight")
+    packed = {"rwkv.emb.weight.int8": table.astype(np.int8), "rwkv.emb.weight.scale": np.full((len(table), 1), np.nan)}
+    with pytest.raises(CheckpointError, match=r"emb\.weight\.scale has NaN or infinite weights"):
+        FastRWKV7(tensors | packed)
+
+
 @given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 20), st.integers(1, 4))
 def test_batches_hold_every_text_once_within_the_budget(lengths, most, threads):
     batches = _pack(lengths, 64, most, threads)

@@ -15,12 +15,14 @@ from rwkv_embed import checkpoint as checkpoint_module
 from rwkv_embed.catalogue import convert, describe
 from rwkv_embed.checkpoint import open_checkpoint
 from rwkv_embed.config import Version
+from rwkv_embed.embedder import Embedder
 from rwkv_embed.errors import CheckpointError
 from rwkv_embed.models import load_model
 from rwkv_embed.models.weights import quantize_rows
 from rwkv_embed.ops.fast import FastRWKV7
 from rwkv_embed.ops.fast.plain import NumpyKernels
 from rwkv_embed.packing import PACKINGS, Packing
+from rwkv_embed.pooling import Pooling
 from rwkv_embed.rerank import StateScorer
 
 SHAPE = ck.SHAPES[2]
@@ -101,6 +103,21 @@ def test_transformers_layout(tmp_path: Path, version: Version) -> None:
     model = load_model(tmp_path / "hf")
     assert model.version == version
     assert torch.equal(model.forward(TOKENS)[0], expected)
+
+
+def test_a_language_model_has_the_same_vectors_from_every_packaging(tmp_path: Path) -> None:
+    """Hugging Face's config.json states an eos_token_id, which is for generation."""
+    tensors = ck.weights("4", ck.SHAPES[1])
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": "rwkv", "eos_token_id": 0}))
+    ck.save(tmp_path / "hf/model.safetensors", transformers_names(tensors))
+    path = ck.save(tmp_path / "official.pth", tensors)
+    poolings: list[Pooling] = ["last", "mean", "state", "summary"]
+    for pooling in poolings:
+        expected = Embedder(path, pooling=pooling).encode(["some words", ""])
+        np.testing.assert_allclose(
+            Embedder(tmp_path / "hf", pooling=pooling).encode(["some words", ""]), expected, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("old", [False, True])

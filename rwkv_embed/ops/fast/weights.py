@@ -239,12 +239,14 @@ def _token_table(take: "_Taker") -> TokenTable | CodedTable:
             sums = take.sums(rows)
             return CodedTable(matrix, sums, (rows + (len(sums) if sums else 0), columns))
         rows, _ = packed_shape(name, packing, {ending: tensor.shape for ending, tensor in found.items()})
+        take.refuse_nan(f"{name}.scale", found["scale"])
         return TokenTable(found["int8"], found["scale"].reshape(rows, 1), take.sums(rows))
     table = take.raw(name)
     if table is None or table.ndim != 2:
         raise CheckpointError(
             "no token table: expected emb.weight (V, C), or that packed (see packing.py)"
         )
+    take.refuse_nan(name, table)
     return TokenTable(table, None, take.sums(len(table)))
 
 
@@ -348,7 +350,13 @@ class _Taker:
             wanted = ", ".join("any" if size is None else str(size) for size in expected)
             self.problems.append(f"{name} has shape {tuple(tensor.shape)}, expected ({wanted})")
             return placeholder
+        self.refuse_nan(name, tensor)
         return np.ascontiguousarray(tensor, np.float32)
+
+    def refuse_nan(self, name: str, tensor: NDArray) -> None:
+        """Every vector would be NaN, or silently another one: the least harm is not to begin."""
+        if not np.isfinite(tensor).all():
+            self.problems.append(f"{name} has NaN or infinite weights; the file is damaged or training diverged")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
