@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 from tokenizers import Tokenizer, models
 
 from rwkv_embed.errors import TokenizerError
@@ -80,6 +83,27 @@ def test_a_damaged_cache_is_made_again(file: Path, tmp_path: Path, monkeypatch: 
     assert cached_table(file) is None
     assert FileTokenizer(file).encode("aba") == expected
     assert cached.read_bytes() == good
+    sound = load(good)
+    damages: list[tuple[str, Any]] = [
+        ("children", {1: sound["children"][1] ^ 1 << 30}),
+        ("children", {2: 0}),
+        ("children", {0: -1}),
+        ("tokens", {3: len(sound["scores"])}),
+        ("tokens", {3: -2}),
+        ("of_byte", {97: -1}),
+        ("of_byte", {97: len(sound["scores"])}),
+        ("scores", sound["scores"][:5]),
+        ("tokens", sound["tokens"].astype(np.int64)),
+        ("bytes", sound["bytes"][:0]),
+    ]
+    for name, damage in damages:
+        array = sound[name].copy() if isinstance(damage, dict) else damage
+        for place, value in damage.items() if isinstance(damage, dict) else ():
+            array[place] = value
+        cached.write_bytes(save(sound | {name: array}))
+        assert cached_table(file) is None, (name, damage)
+        assert FileTokenizer(file).encode("aba") == expected
+        assert cached.read_bytes() == good
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
