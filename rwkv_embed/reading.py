@@ -117,10 +117,10 @@ def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict
         tensors = load(data)
         (length,) = struct.unpack_from("<Q", data)
         about = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("reading", "{}"))
-    except (SafetensorError, ValueError, struct.error) as error:
-        raise StateError(
-            f"the saved state is damaged ({error}); read the text again from its beginning"
-        ) from error
+        if not isinstance(about, dict):
+            raise TypeError(f"its facts are a {type(about).__name__}")
+    except (SafetensorError, ValueError, AttributeError, TypeError, struct.error) as error:
+        raise _damaged(error) from error
     if about.get("format") != FORMAT:
         raise StateError(f"the saved state has format {about.get('format')!r}, expected {FORMAT!r}")
     if about.get("owner") != owner:
@@ -128,9 +128,31 @@ def from_bytes(backend: Backend, data: bytes, owner: str) -> tuple[Reading, dict
             f"the saved state belongs to another model or pooling ({str(about.get('owner'))[:12]}…, this is "
             f"{owner[:12]}…); open it with the one it was made with, or read the text again"
         )
-    arrays = [tensors[f"state.{i}"] for i in range(sum(name.startswith("state.") for name in tensors))]
+    width = (backend.info.config.n_embd,)
+    hidden, total = (_vector(tensors, name, width, dtype) for name, dtype in (("hidden", "f4"), ("total", "f8")))
+    arrays = [array for name, array in sorted(tensors.items()) if name.startswith("state.")]
+    if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays):
+        raise _damaged("it has NaN or infinite values, or is not float32")
+    if sorted(tensors.keys() - {"hidden", "total"}) != sorted(f"state.{i}" for i in range(len(arrays))):
+        raise _damaged("an array of it is missing")
+    tokens = about.get("tokens")
+    if type(tokens) is not int or not (tokens > 0) == (hidden is not None) == bool(arrays) or tokens < 0:
+        raise _damaged(f"it is of {tokens!r} tokens, with {len(tensors)} arrays")
     try:
-        state = backend.state(arrays) if arrays else None
+        state = backend.state([tensors[f"state.{i}"] for i in range(len(arrays))]) if arrays else None
     except ValueError as error:
         raise StateError(f"the saved state does not fit this model: {error}") from error
-    return Reading(about["tokens"], tensors.get("hidden"), tensors.get("total"), state), about
+    return Reading(tokens, hidden, total, state), about
+
+
+def _vector(
+    tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: str
+) -> NDArray[Any] | None:
+    array = tensors.get(name)
+    if array is not None and (array.dtype != dtype or array.shape != shape or not np.isfinite(array).all()):
+        raise _damaged(f"{name} is {array.dtype} {array.shape}, expected finite {np.dtype(dtype)} {shape}")
+    return array
+
+
+def _damaged(what: object) -> StateError:
+    return StateError(f"the saved state is damaged ({what}); read the text again from its beginning")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_embed import reading
+from rwkv_embed.errors import StateError
 
 if TYPE_CHECKING:
     from rwkv_embed.embedder import Embedder
@@ -56,7 +57,11 @@ class EmbeddingStream:
             self._reading, self._pending = embedder.begin()
         else:
             self._reading, facts = reading.from_bytes(embedder.backend, state, embedder.fingerprint)
-            self._pending = str(facts["pending"])
+            if not isinstance(facts.get("pending"), str):
+                raise StateError(
+                    "the saved state is not of a stream (it has no held text); give what state_bytes() returned"
+                )
+            self._pending = facts["pending"]
 
     def feed(self, text: str) -> None:
         """Read more text. Costs its tokens, however long the text before it was."""

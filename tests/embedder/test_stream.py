@@ -180,3 +180,34 @@ def test_states_of_others_and_damaged_states_are_refused() -> None:
     arrays["state.1"] = np.zeros((1, 2), np.float32)
     with pytest.raises(StateError, match="the saved state does not fit this model"):
         embedder.stream(save(arrays, metadata=about))
+
+
+def test_what_is_wrong_in_a_saved_state_is_said() -> None:
+    embedder = Embedder(NumpyBackend())
+    stream = embedder.stream()
+    stream.feed("some words here")
+    data = stream.state_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["reading"])
+    arrays = load(data)
+    without = {name: array for name, array in arrays.items() if name != "state.1"}
+    width = len(arrays["hidden"])
+    hidden = rf"damaged \(hidden is .*, expected finite float32 \({width},\)\); read the text again"
+    values = r"damaged \(it has NaN or infinite values, or is not float32\)"
+    tokens = r"damaged \(it is of .* tokens, with \d+ arrays\)"
+    for damaged, about, message in (
+        (arrays, [1], r"damaged \(its facts are a list\)"),
+        (arrays, {**facts, "tokens": "x"}, tokens),
+        (arrays, {**facts, "tokens": 0}, tokens),
+        (arrays, {name: fact for name, fact in facts.items() if name != "tokens"}, tokens),
+        (arrays, {name: fact for name, fact in facts.items() if name != "pending"}, "not of a stream"),
+        (without, facts, r"damaged \(an array of it is missing\)"),
+        ({"hidden": arrays["hidden"]}, facts, tokens),
+        (arrays | {"hidden": arrays["hidden"][:3]}, facts, hidden),
+        (arrays | {"hidden": arrays["hidden"] * np.float32(np.nan)}, facts, hidden),
+        (arrays | {"hidden": arrays["hidden"].astype(np.float64)}, facts, hidden),
+        (arrays | {"state.0": arrays["state.0"] * np.float32(np.inf)}, facts, values),
+        (arrays | {"state.0": arrays["state.0"].astype(np.int32)}, facts, values),
+    ):
+        with pytest.raises(StateError, match=message):
+            embedder.stream(save(damaged, metadata={"reading": json.dumps(about)}))
