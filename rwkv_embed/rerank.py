@@ -68,13 +68,21 @@ class StateReranker:
 
     @classmethod
     def load(cls, embedder: "Embedder", path: str | Path) -> "StateReranker":
-        """Read a reranker checkpoint (.pth or .safetensors)."""
+        """Read a reranker checkpoint (.pth or .safetensors).
+
+        Raises ModelNotFound, and CheckpointError when it is damaged, no reranker, or another embedder's.
+        """
         from rwkv_embed.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(path)
         tensors = {name: checkpoint.get(name).float().numpy() for name in checkpoint.tensors}
         layers = checkpoint.extras.get("reranker_layer_idx")
-        return cls(embedder, tensors, None if layers is None else [int(layer) for layer in np.ravel(layers)])
+        if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
+            raise CheckpointError(
+                f"{path}: reranker_layer_idx is {layers!r}, expected a list of the embedder's layers, such as "
+                "[0, 1, 3]; convert the original checkpoint again"
+            )
+        return cls(embedder, tensors, layers)
 
     def score(self, query: str, passages: Sequence[str]) -> Floats:
         """(len(passages),) probabilities that a passage answers the query."""
@@ -169,6 +177,8 @@ class LikelihoodReranker:
         model_id: str = "",
     ) -> None:
         self._model = model
+        if not between:
+            raise ValueError("between is empty: the query's first token needs one before it; give at least '\\n'")
         self._before, self._between = before, between
         self._model_id = model_id
         facts = json.dumps([model_id, str(model.config), before, between])

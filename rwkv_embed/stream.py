@@ -75,7 +75,7 @@ class EmbeddingStream:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are read so far: START of a language model, the prompt, and all fed, even if held back."""
+        """How many tokens there are: START of a language model, the prompt, and all fed, even those held back."""
         return self._reading.tokens + len(self._embedder.tokenizer.encode(self._pending))
 
     def state_bytes(self) -> bytes:

@@ -44,6 +44,7 @@ class TensorFile(Protocol):
     """One opened weights file."""
 
     tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
 
     def get(self, name: str) -> "Tensor":
         """The stored tensor, memory-mapped: its bytes are read when they are first used."""
@@ -64,6 +65,7 @@ class SafetensorsFile:
         self._open = safe_open
         try:
             with safe_open(path, framework="np") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 self.tensors = {
                     name: TensorInfo(piece.get_dtype(), tuple(piece.get_shape()))
@@ -101,9 +103,20 @@ class PthFile:
         names |= {torch.int32: "I32", torch.int64: "I64"}
         size = path.stat().st_size
         self.tensors = {}
+        self.metadata: dict[str, str] = {}
         for name, tensor in content.items():
             if not isinstance(tensor, torch.Tensor):
                 continue
+            if not isinstance(name, str):
+                raise CheckpointError(
+                    f"{path} has a tensor called {name!r}, expected names such as 'emb.weight'; give a checkpoint "
+                    "of RWKV"
+                )
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+                raise CheckpointError(
+                    f"{path}: tensor {name} is sparse, quantized or without data, expected a plain one; save it "
+                    "again with its values"
+                )
             if tensor.numel() * tensor.element_size() > size:
                 raise CheckpointError(
                     f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the whole file holds"

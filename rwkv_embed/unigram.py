@@ -107,7 +107,8 @@ def _is_sound(
     nodes, V = len(bytes), len(scores)
     shapes = ((nodes,), (nodes + 1,), (nodes,), (V,), (256,))
     types = (np.uint8, np.int32, np.int32, np.float64, np.int32)
-    if nodes == 0 or V == 0 or any(a.shape != s or a.dtype != t for a, s, t in zip(arrays, shapes, types, strict=True)):
+    fits = (a.shape == shape and a.dtype == dtype for a, shape, dtype in zip(arrays, shapes, types, strict=True))
+    if nodes == 0 or V == 0 or not all(fits):
         return False
     return bool(
         children[0] >= 0

@@ -86,8 +86,8 @@ class Whitening:
             raise CheckpointError(f"{path} holds no whitening ({error}); fit and save it again") from error
         if mean.ndim != 1 or matrix.ndim != 2 or len(mean) != len(matrix):
             raise CheckpointError(
-                f"{path} holds no whitening (mean has shape {mean.shape}, matrix {matrix.shape}, expected (d,) and "
-                "(d, dim)); fit and save it again"
+                f"{path} holds no whitening (mean has shape {mean.shape}, matrix {matrix.shape}, expected (d,) "
+                "and (d, dim)); fit and save it again"
             )
         if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
             raise CheckpointError(f"the whitening in {path} has NaN or infinite values; fit and save it again")

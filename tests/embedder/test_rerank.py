@@ -109,6 +109,19 @@ def test_reranker_checkpoint_file(tmp_path: Path) -> None:
     )
 
 
+    for wrong in ("abc", 2.5, [0, "x"]):
+        torch.save(content | {"reranker_layer_idx": wrong}, tmp_path / "reranker.pth")
+        with pytest.raises(
+            CheckpointError, match=r"r\.pth: reranker_layer_idx is .*, expected a list of the embedder's layers"
+        ):
+            StateReranker.load(embedder, tmp_path / "reranker.pth")
+
+
+def test_likelihood_needs_a_token_before_the_query() -> None:
+    with pytest.raises(ValueError, match="between is empty: the query's first token needs one before it"):
+        LikelihoodReranker(TinyLanguageModel(), between="")
+
+
 def test_likelihood_is_the_mean_log_probability_of_the_query() -> None:
     model = TinyLanguageModel()
     reranker = LikelihoodReranker(model, before="P: ", between=" Q: ")

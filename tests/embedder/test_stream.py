@@ -71,7 +71,10 @@ def cut(text: str, places: Sequence[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(text=st.text(alphabet=[*SAMPLE, *"\x1c\x1d\x1e\x1f"], max_size=60), places=st.lists(st.integers(0, 10_000), max_size=8))
+@given(
+    text=st.text(alphabet=[*SAMPLE, *"\x1c\x1d\x1e\x1f"], max_size=60),
+    places=st.lists(st.integers(0, 10_000), max_size=8),
+)
 @example(text="hello\x1cworld a\x1f b", places=[5, 6, 14])
 @example(text=SAMPLE, places=[3, 20, 21, 22, 23, 31, 40, 41, 60, 90, 100])
 @settings(deadline=None, max_examples=150)

