@@ -231,7 +231,7 @@ def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> Mode
 
 
 def _eos(files: ModelFiles, config: ModelConfig) -> int | None:
-    """Language models have an `eos_token_id` as well, for generation: they were not trained to end a text with it."""
+    """Of embedders only: a language model's `eos_token_id` is for generation, it was not trained to end texts so."""
     if config.kind != "embedder":
         return None
     eos = files.settings.get("eos_token_id", DEFAULT_EOS)

@@ -4,6 +4,7 @@ A `.safetensors` file is described without importing torch.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkv_embed.backends import runs_fast
-from rwkv_embed.checkpoint import Checkpoint, Packed, open_checkpoint
+from rwkv_embed.checkpoint import EPSILONS, Checkpoint, Packed, open_checkpoint
 from rwkv_embed.config import Dtype, ModelConfig
 from rwkv_embed.errors import CheckpointError
-from rwkv_embed.hub import ModelFiles
+from rwkv_embed.hub import SETTINGS, ModelFiles
 from rwkv_embed.sums import DTYPES as SUMS
 from rwkv_embed.tensor_files import NewTensor, write_safetensors
 from rwkv_embed.tokenizer import describe_tokenizer
@@ -156,7 +157,9 @@ def convert(
 
     `dtype` None keeps every tensor as stored, packed ones packed. int8 packs the big matrices and the token
     table with a scale per row and stores the rest as float16; otherwise every tensor is unpacked to the type.
-    One tensor at a time is in memory. The target appears only when it is complete, and is never overwritten.
+    What a config.json says of norms, and of how an embedder ends and prompts texts, goes into the metadata; a
+    tokenizer.json has to be copied. One tensor at a time is in memory. The target appears only when it is
+    complete, and is never overwritten.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -186,9 +189,20 @@ def convert(
     write_safetensors(
         target,
         [reported(tensor) for tensor in planned],
-        {"format": "pt", "converted_from": Path(source).name},
+        {"format": "pt", "converted_from": Path(source).name} | _facts(checkpoint, Path(source)),
     )
     return describe(target)
+
+
+def _facts(checkpoint: Checkpoint, source: Path) -> dict[str, str]:
+    """What is not in the weights, as metadata; nothing when all is usual."""
+    facts = {}
+    if checkpoint.config.unusual_epsilons:
+        facts[EPSILONS] = " ".join(map(repr, checkpoint.config.unusual_epsilons))
+    stated = ModelFiles("", source).settings if checkpoint.config.kind == "embedder" else {}
+    if kept := {name: stated[name] for name in ("eos_token_id", "prompts", "sentence_share") if name in stated}:
+        facts[SETTINGS] = json.dumps(kept)
+    return facts
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:

@@ -49,6 +49,7 @@ _PACKED_DTYPES = {
     "values": ("F32",),
 }  # fmt: skip
 _SUM_DTYPES = {"emb.parts": ("U16",), "emb.shares": ("U8",), "emb.lengths": ("U8",)}
+EPSILONS = "norm_eps ln_x_eps"  # in the metadata of a converted file: both numbers
 # After this many bytes a mapping is given up and made anew, so that a model that is copied while it is loaded
 # (to another type) never has much more than this of its file in memory.
 _RELEASE_AFTER_BYTES = 256 << 20
@@ -89,8 +90,8 @@ class Checkpoint:
     """A checkpoint whose every name and shape has been checked.
 
     `tensors` maps official names to entries; `packaging` says how it is stored, `layout` whose names it uses;
-    `hf_config` is the folder's config.json, if any; `extras` are plain values of a `.pth` such as
-    `reranker_layer_idx`.
+    `hf_config` is the config.json of a folder, or beside a file in a layout of Hugging Face; `extras` are plain
+    values of a `.pth` such as `reranker_layer_idx`, `metadata` the texts in the header of a `.safetensors`.
     """
 
     def __init__(self, path: Path, files: list[tuple[Path, TensorFile]], packaging: str) -> None:
@@ -98,14 +99,18 @@ class Checkpoint:
         self.packaging = packaging
         self.files = [file for _, file in files]
         self._mapped_bytes = 0
-        self.hf_config = _read_json(path / "config.json") if path.is_dir() else {}
         self.extras: dict[str, Any] = {}
         for _, file in files:
             self.extras |= getattr(file, "extras", {})
         where = {name: file for _, file in files for name in file.tensors}
         if "reranker_layer_idx" in where:
             self.extras["reranker_layer_idx"] = where["reranker_layer_idx"].get("reranker_layer_idx").tolist()
+        self.metadata = {key: value for _, file in files for key, value in file.metadata.items()}
         self.layout, prefix = self._named(lambda: identify_layout(where))
+        # Beside a file of official names it may be another model's.
+        has_config = path.is_dir() or self.layout in ("transformers", "fla")
+        folder = path if path.is_dir() else path.parent
+        self.hf_config = _read_json(folder / "config.json") if has_config else {}
         self.tensors = self._entries(where, prefix)
         self._tie_head()
         shapes = {name: entry.shape for name, entry in self.tensors.items()}
@@ -223,7 +228,10 @@ class Checkpoint:
             self.tensors["head.weight"] = self.tensors["emb.weight"]
 
     def _configure(self, config: ModelConfig) -> ModelConfig:
-        """Normalisation constants, which only Hugging Face's config.json states."""
+        """Normalisation constants, which only Hugging Face's config.json states, and a file converted from it."""
+        if EPSILONS in self.metadata:
+            norm_eps, ln_x_eps = map(float, self.metadata[EPSILONS].split())
+            return replace(config, norm_eps=norm_eps, ln_x_eps=ln_x_eps)
         if self.layout == "fla":
             norm_eps = float(self.hf_config.get("norm_eps", 1e-5))
             return replace(config, norm_eps=norm_eps, ln_x_eps=norm_eps * config.head_size)

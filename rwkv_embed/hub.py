@@ -25,6 +25,7 @@ from rwkv_embed.errors import CheckpointError, DownloadError, ModelNotFound, RWK
 
 DEFAULT = Path(__file__).parent / "default"
 RANGES = "int8_ranges.safetensors"
+SETTINGS = "settings"  # in the metadata of a converted .safetensors: what its source's config.json says, as JSON
 COMPANIONS = ("config.json", "tokenizer.json", RANGES)  # taken along when they exist
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # beside the shards of one model
 KINDS = ("*.safetensors", "*.pth", "pytorch_model*.bin")  # names of weights, the preferred first
@@ -51,10 +52,10 @@ class ModelFiles:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The `config.json` beside the weights; empty when there is none."""
+        """The `config.json` beside the weights; without one what `convert` put into them, else empty."""
         path = self.folder / "config.json"
         if not path.is_file():
-            return {}
+            return self._converted_settings()
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -62,6 +63,18 @@ class ModelFiles:
         if not isinstance(settings, dict):
             raise CheckpointError(f"{path} holds a {type(settings).__name__}, expected a JSON object")
         return settings
+
+    def _converted_settings(self) -> Mapping[str, Any]:
+        from safetensors import SafetensorError, safe_open
+
+        if self.weights.suffix != ".safetensors" or not self.weights.is_file():
+            return {}
+        try:
+            with safe_open(self.weights, framework="np") as file:
+                settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+        except (OSError, ValueError, SafetensorError):
+            return {}  # who loads the weights says what is wrong with them
+        return settings if isinstance(settings, dict) else {}
 
     @cached_property
     def identity(self) -> str:

@@ -121,6 +121,26 @@ def test_converted_checkpoints_embed(embedder_folder: Path, tmp_path: Path, dtyp
     assert cosines.min() > 0.98
 
 
+def test_a_converted_embedder_ends_and_prompts_texts_as_before(embedder_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "alone.safetensors"
+    convert(embedder_folder, path)
+    embedder, before = Embedder(path), Embedder(embedder_folder)
+    assert isinstance(embedder.backend, FastBackend)
+    assert (embedder.backend.info.eos, embedder.prompts) == (EOS, before.prompts)
+    assert np.array_equal(embedder.encode_query(TEXTS), before.encode_query(TEXTS))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert Embedder(path).backend.info.eos == 7  # what a person wrote comes first
+
+
+def test_norms_that_the_engine_does_not_know_go_to_torch(embedder_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(embedder_folder / "model.safetensors")
+    metadata = {"norm_eps ln_x_eps": "0.001 0.00064", "settings": json.dumps({"eos_token_id": EOS})}
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    embedder = Embedder(tmp_path)
+    assert isinstance(embedder.backend, TorchBackend)
+    assert embedder.backend.info.config.norm_eps == 0.001
+
+
 def test_bfloat16_files_are_the_same_numbers_in_float32(embedder_folder: Path, tmp_path: Path) -> None:
     narrow, wide = tmp_path / "narrow", tmp_path / "wide"
     for source, folder, dtype in ((embedder_folder, narrow, "bfloat16"), (narrow, wide, "float32")):
@@ -150,7 +170,10 @@ def test_what_a_sentence_counts_is_the_model_s(embedder_folder: Path, tmp_path: 
             Embedder(tmp_path / "model")
 
 
-def changed(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **settings: Any) -> Path:
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def changed(source: Path, folder: Path, change: Change, **settings: Any) -> Path:
     """The checkpoint with other tensors, and a config.json with other settings."""
     folder.mkdir()
     save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors")

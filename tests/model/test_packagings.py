@@ -139,6 +139,25 @@ def test_fla_epsilon_follows_the_head_size(tmp_path: Path) -> None:
     assert open_checkpoint(official).config.ln_x_eps == 64e-5
 
 
+def test_facts_of_a_config_are_read_beside_a_file_and_kept_when_converted(tmp_path: Path) -> None:
+    tensors = fla_names(ck.weights("7", SHAPE))
+    del tensors["lm_head.weight"]
+    path = ck.save(tmp_path / "model.safetensors", tensors)
+    settings = {"model_type": "rwkv7", "norm_eps": 1e-3, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    expected = load_model(tmp_path).forward(TOKENS)[0]
+    converted = tmp_path / "converted" / "model.safetensors"
+    converted.parent.mkdir()
+    assert convert(tmp_path, converted).config == open_checkpoint(tmp_path).config
+    for source in (path, converted):
+        model = load_model(source)
+        assert (model.config.norm_eps, model.config.ln_x_eps) == (1e-3, 8e-3)
+        assert torch.equal(model.forward(TOKENS)[0], expected)
+    # Beside a file of official names it may be another model's.
+    official = ck.save(tmp_path / "official.pth", ck.weights("7", SHAPE))
+    assert open_checkpoint(official).config.norm_eps == 1e-5
+
+
 def test_tied_head(tmp_path: Path) -> None:
     tensors = ck.weights("4", SHAPE)
     del tensors["head.weight"]
