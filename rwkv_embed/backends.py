@@ -141,9 +141,12 @@ class FastBackend:
         from rwkv_embed.ops.fast.weights import read_safetensors
 
         tensors = read_safetensors(files.weights)
-        # Any: what `hidden` returns depends on its flags.
-        self._model: Any = FastRWKV7(tensors, dtype=dtype, threads=threads)
-        head = Head.from_tensors(tensors)
+        try:
+            # Any: what `hidden` returns depends on its flags.
+            self._model: Any = FastRWKV7(tensors, dtype=dtype, threads=threads)
+            head = Head.from_tensors(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{files.weights}: {error}") from None
         self.tokenizer: Tokenizer = load_tokenizer(
             files.tokenizer, vocab_size=self._model.config.vocab_size, beside=files.weights
         )
@@ -231,7 +234,7 @@ def _describe(files: ModelFiles, config: ModelConfig, head: Head | None) -> Mode
 
 
 def _eos(files: ModelFiles, config: ModelConfig) -> int | None:
-    """Of embedders only: a language model's `eos_token_id` is for generation, it was not trained to end texts so."""
+    """Of embedders only: a language model's `eos_token_id` is for generation, it was not trained to end a text."""
     if config.kind != "embedder":
         return None
     eos = files.settings.get("eos_token_id", DEFAULT_EOS)
