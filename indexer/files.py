@@ -1,10 +1,12 @@
 """Indexing files and folders: walk, skip what is known, load, hand over to the one write path.
 
 Files are visited in sorted order, so a run that died is resumed by running it again: committed files are
-recognised by their stamp (size and modification time) without being read. The stamp is a hint; whether a
-document changed is decided by its content hash. An id is the path relative to the root it was found under.
+recognised by their stamp (size, modification time and the metadata given to the run) without being read. A
+table has its stamp when all of its rows are in. The stamp is a hint; whether a document changed is decided by
+its content hash. An id is the path relative to the root it was found under.
 """
 
+import hashlib
 import json
 import os
 import stat
@@ -14,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from indexer import ingest, jobs, limits
 from indexer.db.tables import DocumentRow
@@ -113,11 +115,13 @@ class _Walk:
         self._supported, self._include, self._exclude, self._report = supported, include, exclude, report
 
     def files(self, roots: Iterable[Path]) -> Iterator[File]:
+        seen: set[Path] = set()  # a folder and one inside it may both be given
         for root in roots:
-            if root.is_dir():
-                yield from self._folder(root, root)
-            else:
-                yield File(root, root.parent, named=True)
+            found = self._folder(root, root) if root.is_dir() else [File(root, root.parent, named=True)]
+            for file in found:
+                if file.path not in seen:
+                    seen.add(file.path)
+                    yield file
 
     def _folder(self, folder: Path, root: Path) -> Iterator[File]:
         try:
@@ -129,10 +133,16 @@ class _Walk:
             path = folder / name
             if name.startswith("."):
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            try:
+                is_link, is_folder = path.is_symlink(), path.is_dir()
+                leaves = is_link and not path.resolve().is_relative_to(root.resolve())
+            except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+                self._fail(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+                continue
+            if leaves:
                 self._fail(path, "a symbolic link that leaves the indexed folder; not followed")
-            elif path.is_dir():
-                if not path.is_symlink():  # what it points to is visited in its own place
+            elif is_folder:
+                if not is_link:  # what it points to is visited in its own place
                     yield from self._folder(path, root)
             elif self._supported(path) and self._wanted(path.relative_to(root).as_posix()):
                 yield File(path, root, named=False)
@@ -160,14 +170,19 @@ class _Run:
     ) -> None:
         self._collection, self._report, self._metadata, self._job = collection, report, metadata, job
         self._progress, self._total, self._done = progress, total, 0
+        given = repr(sorted(metadata.items(), key=str)).encode()
+        # no suffix without metadata: most runs have none, and their files keep the stamps they have
+        self._suffix = f":{hashlib.sha256(given).hexdigest()[:16]}" if metadata else ""
         self._batch: list[Source] = []
+        self._owners: dict[str, str] = {}  # of the ids in the batch
+        self._stamps: dict[str, str] = {}  # of the tables in the batch
         self._chars = 0
         self._vanished: list[str] = []
 
     def take(self, file: File, known: Sequence[Any]) -> None:
         """Load one file into the current batch, unless it is known to be unchanged or cannot be read."""
         try:
-            stamp = _stamp(file)
+            stamp = _stamp(file) + self._suffix
             if known and all(row.source_stamp == stamp for row in known):
                 self._report.unchanged += len(known)
             else:
@@ -181,29 +196,49 @@ class _Run:
             self._progress(self._done, self._total)
 
     def flush(self) -> None:
-        """Write the current batch; after this it is acknowledged."""
+        """Write the current batch, which holds whole files; after this it is acknowledged."""
         for batch in batched(self._batch, ingest.BATCH_DOCUMENTS):
             ingest.write_batch(self._collection, batch, self._report, self._job)
         if self._vanished:
             self._report.deleted += ingest.delete_documents(self._collection, self._vanished)
+        if self._stamps:  # the last step: a run killed before it reads these tables again
+            with self._collection.store.write("marking tables as read") as session:
+                for uri, stamp in self._stamps.items():
+                    session.execute(
+                        update(DocumentRow)
+                        .where(DocumentRow.collection_id == self._collection.id, DocumentRow.source == uri)
+                        .values(source_stamp=stamp, updated_at=DocumentRow.updated_at)
+                    )
         self._batch, self._chars, self._vanished = [], 0, []
+        self._owners, self._stamps = {}, {}
         if self._progress:
             self._progress(self._done, self._total)
 
     def _load(self, file: File, stamp: str, known: Sequence[Any]) -> None:
         documents = self._collection.store.pipeline.load(file.path, file.root)
         self._refuse_foreign(file, documents)
-        for document in documents:
-            whole = Document(
-                id=document.id,
-                text=document.text,
-                title=document.title,
-                uri=file.uri + document.id.removeprefix(file.name),  # with "#row" for a row of a table
-                language=document.language,
-                metadata={**document.metadata, **self._metadata},
+        sources = [
+            Source(
+                Document(
+                    id=document.id,
+                    text=document.text,
+                    title=document.title,
+                    uri=file.uri + document.id.removeprefix(file.name),  # with "#row" for a row of a table
+                    language=document.language,
+                    metadata={**document.metadata, **self._metadata},
+                ),
+                file.uri,
+                stamp if len(documents) == 1 else None,
             )
-            self._batch.append(Source(whole, file.uri, stamp))
-            self._chars += len(document.text)
+            for document in documents
+        ]
+        good, failed = ingest.checked(sources)
+        self._report.failed += failed
+        if len(documents) > 1 and not failed:  # else the next run reads the table, and reports, again
+            self._stamps[file.uri] = stamp
+        self._batch += good.values()
+        self._owners |= dict.fromkeys(good, file.uri)
+        self._chars += sum(len(source.document.text) for source in good.values())
         self._vanished += {row.external_id for row in known} - {document.id for document in documents}
 
     def known(self, files: Sequence[File]) -> dict[str, list[Any]]:
@@ -222,6 +257,9 @@ class _Run:
 
     def _refuse_foreign(self, file: File, documents: Sequence[Document]) -> None:
         """A file may not take the id of a document that came from another file, unless that file is gone."""
+        for document in documents:
+            if document.id in self._owners:
+                raise _foreign(file, document.id, self._owners[document.id])
         with self._collection.session() as session:
             for page in batched([document.id for document in documents], SQL_VARIABLES):
                 rows = session.execute(
@@ -232,10 +270,13 @@ class _Run:
                     )
                 )
                 for id, source in rows:
-                    if source is None or path_of(source).exists():
-                        owner = source or "a document that is no file"
-                        reason = f"its id {id!r} already belongs to {owner}; index a folder above both"
-                        raise LoaderError(str(file.path), reason)
+                    if source is None or not _is_gone(path_of(source)):
+                        raise _foreign(file, id, source or "a document that is no file")
+
+
+def _foreign(file: File, id: str, owner: str) -> LoaderError:
+    reason = f"its id {id!r} already belongs to {owner}; index a folder above both"
+    return LoaderError(str(file.path), reason)
 
 
 def _stamp(file: File) -> str:
@@ -264,6 +305,17 @@ def path_of(uri: str) -> Path:
     return Path(unquote(urlsplit(uri).path))
 
 
+def _is_gone(path: Path) -> bool:
+    """Whether there is nothing at the path. One that may not be looked at is not gone."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
     """Ids of documents whose file under one of the folders no longer exists."""
     missing = []
@@ -277,5 +329,5 @@ def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
                     DocumentRow.source < prefix[:-1] + "0",  # the character after "/"
                 )
             )
-            missing += [id for id, source in rows if source and not os.path.lexists(path_of(source))]
+            missing += [id for id, source in rows if source and _is_gone(path_of(source))]
     return missing

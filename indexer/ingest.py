@@ -66,7 +66,7 @@ def write_batch(
     collection: "Collection", batch: Sequence[Source], report: IngestReport, job: Job | None = None
 ) -> None:
     """Bring one batch into the store and count it in `report` once it is committed."""
-    sources, failed = _checked(batch)
+    sources, failed = checked(batch)
     hashes = {id: content_hash(source.document) for id, source in sources.items()}
     with collection.session() as session:
         known = known_documents(session, collection.id, list(sources))
@@ -171,7 +171,7 @@ def delete_documents(collection: "Collection", ids: Iterable[str]) -> int:
     return deleted
 
 
-def _checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, str]]]:
+def checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, str]]]:
     """The documents that may go in, by id (the last of each id), and those that may not."""
     good: dict[str, Source] = {}
     failed = []

@@ -88,7 +88,7 @@ class DocumentRow(Base):
     chars: Mapped[int] = mapped_column(Integer)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
     source: Mapped[str | None] = mapped_column(Text)  # URI of the file; one may hold many documents
-    source_stamp: Mapped[str | None] = mapped_column(Text)  # size and mtime of that file: a hint
+    source_stamp: Mapped[str | None] = mapped_column(Text)  # that file's size, mtime, run's metadata: a hint
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
     checksum: Mapped[int] = mapped_column(BigInteger)  # `document_checksum`: SQLite has none of its own

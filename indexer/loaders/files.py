@@ -13,7 +13,7 @@ def read_file(path: Path, root: Path | None) -> bytes:
 
     Raises UnreadableFile with the reason, or OSError.
     """
-    real = path.resolve(strict=True)
+    real = Path(os.path.realpath(path, strict=True))  # resolve() raises RuntimeError for links in a circle
     if root is not None and not real.is_relative_to(root.resolve()):
         raise UnreadableFile(
             f"it is a link to {real}, outside the folder {root}; index that folder itself instead"

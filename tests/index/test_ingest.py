@@ -2,15 +2,17 @@
 
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import PIPELINE, FakeEmbedder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from indexer import ingest, limits
-from indexer.db.tables import ChunkRow, JobRow
+from indexer.db.tables import ChunkRow, DocumentRow, JobRow
 from indexer.errors import DocumentNotFound, LoaderError, StoreLocked
 from indexer.store import open_store
 from indexer.types import ChunkingOptions, Document
@@ -416,6 +418,96 @@ def test_an_interrupted_run_is_resumed(collection, folder, monkeypatch):
     with collection.session() as session:
         rows = session.query(JobRow.status, JobRow.total).all()
     assert [tuple(row) for row in rows] == [("done", 203), ("done", 203)]
+
+
+def test_a_table_of_which_a_part_was_written_is_read_again(collection, folder, monkeypatch):
+    (folder / "table.rows").write_text("\n".join(f"word{n}" for n in range(600)))  # three batches
+    write_batch, calls = ingest.write_batch, []
+
+    def dies_after_the_second_batch(*arguments):
+        write_batch(*arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ingest, "write_batch", dies_after_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        collection.index_paths([folder])
+    assert collection.count() == 512
+    assert counts(collection.index_paths([folder])) == (90, 0, 512, 0, 90)
+    assert counts(collection.index_paths([folder])) == (0, 0, 602, 0, 0)
+
+
+def test_a_table_with_a_bad_row_reports_it_every_time(collection, folder, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_DOCUMENT_CHARS", 7)
+    (folder / "table.rows").write_text("r0\ntoo long\nr2")
+    for expected in ((4, 0, 0, 0, 5), (0, 0, 4, 0, 0)):
+        report = collection.index_paths([folder])
+        assert counts(report) == expected
+        assert report.failed == [
+            {"path": "table.rows#1", "reason": "the text has 8 characters, 7 may be; split it"}
+        ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_folder_and_one_inside_it_hold_each_file_once(collection, folder, order):
+    roots = [folder, folder / "sub", folder / "sub" / "b.txt"][::order]
+    assert counts(collection.index_paths(roots)) == (5, 0, 0, 0, 6)
+    id = "sub/b.txt" if order == 1 else "b.txt"
+    (folder / "sub" / "b.txt").write_text("three and more")
+    assert counts(collection.index_paths(roots)) == (0, 1, 4, 0, 1)
+    assert collection.get(id)["text"] == "three and more"
+
+
+def test_two_folders_of_one_run_cannot_take_each_others_ids(collection, folder, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.txt").write_text("another")
+    for _ in range(2):
+        report = collection.index_paths([folder, tmp_path / "more"])
+        owner = (folder / "a.txt").as_uri()
+        assert report.failed == [
+            {
+                "path": str(tmp_path / "more" / "a.txt"),
+                "reason": f"its id 'a.txt' already belongs to {owner}; index a folder above both",
+            }
+        ]
+        assert (collection.count(), collection.get("a.txt")["text"]) == (5, "one\ntwo")
+
+
+def test_what_may_not_be_looked_at_is_not_missing(collection, folder, monkeypatch):
+    collection.index_paths([folder])
+    lstat, forbidden = os.lstat, folder / "sub" / "b.txt"
+
+    def refuses(path, **options):
+        if os.fspath(path) == str(forbidden):
+            raise PermissionError(13, "Permission denied", str(path))
+        return lstat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", refuses)
+    monkeypatch.setattr(Path, "is_symlink", lambda path: bool(refuses(path)) and os.path.islink(path))
+    report = collection.index_paths([folder], delete_missing=True)
+    assert (report.unchanged, report.deleted) == (4, 0)
+    assert report.failed == [{"path": str(forbidden), "reason": "cannot be read: Permission denied"}]
+    assert collection.get("sub/b.txt")["text"] == "three"
+
+
+def test_an_odd_entry_fails_alone(collection, folder):
+    (folder / "circle.txt").symlink_to("circle.txt")
+    report = collection.index_paths([folder])
+    assert [(failure["path"], report.added) for failure in report.failed] == [(str(folder / "circle.txt"), 5)]
+    assert report.failed[0]["reason"].startswith("cannot be read: ")
+
+
+def test_metadata_reaches_files_that_are_known(collection, folder):
+    collection.index_paths([folder])
+    assert counts(collection.index_paths([folder], metadata={"team": "x"})) == (0, 5, 0, 0, 0)
+    assert counts(collection.index_paths([folder], metadata={"team": "x"})) == (0, 0, 5, 0, 0)
+    assert {d["metadata"]["team"] for d in collection.documents()} == {"x"}
+    with collection.session() as session:
+        stamps = session.scalars(select(DocumentRow.source_stamp)).all()
+    assert len({stamp.split(":")[2] for stamp in stamps}) == 1
+    assert counts(collection.index_paths([folder])) == (0, 5, 0, 0, 0)  # without, as it was at first
+    assert collection.documents()[0]["metadata"] == {}
 
 
 def test_a_second_run_beside_a_living_one_is_refused(collection, folder, monkeypatch):
