@@ -18,6 +18,8 @@ _LEGACY_ENCODINGS = (
 )
 _SAMPLE_BYTES = 32_768  # enough to recognise an encoding
 _HEADING = re.compile(r"^[ ]{0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$|^(\S.*)\n(?:=+|-{3,})[ \t]*$", re.MULTILINE)
+# A line of front matter is a field, an item, indented, blank or a comment; else the --- above it is a rule.
+_FRONT_MATTER_LINE = re.compile(r"[\w\"'][\w.\"'-]*[ \t]*:|[ \t]|-[ \t]|[]}#]|$")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _FIELD = re.compile(r"^([A-Za-z_][\w-]*)[ \t]*:[ \t]*(.*?)[ \t]*$")
 _ITEM = re.compile(r"^[ \t]*-[ \t]+(.*?)[ \t]*$")
@@ -33,7 +35,7 @@ def parse_markdown(data: bytes, name: str) -> list[Part]:
     text = decode(data).replace("\r\n", "\n")
     metadata: dict[str, object] = {}
     front = _FRONT_MATTER.match(text)
-    if front:
+    if front and all(map(_FRONT_MATTER_LINE.match, front.group(1).split("\n"))):
         metadata = _front_matter(front.group(1))
         text = text[front.end() :]
     heading = _HEADING.search(text[:_TITLE_WINDOW])
@@ -42,21 +44,38 @@ def parse_markdown(data: bytes, name: str) -> list[Part]:
 
 
 def decode(data: bytes) -> str:
-    """Text by its byte order mark, else as UTF-8 or unmarked UTF-16, else in the likeliest old encoding."""
+    """Text by its byte order mark, else as UTF-8 or unmarked UTF-16, else in the likeliest old encoding.
+
+    UTF-8 may have some damage, such as a character cut at the end.
+    """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return _strict(data, encoding)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        return _strict(data, _guess(data))
+        text = data.decode("utf-8", errors="replace")
+        if not _is_damaged_utf8(text):
+            return _strict(data, _guess(data))
     if "\x00" in text[:_SAMPLE_BYTES]:  # ASCII letters in UTF-16 are valid UTF-8 with a NUL between them
         return _strict(data, _guess(data))
     return text
 
 
+def _is_damaged_utf8(text: str) -> bool:
+    """Whether a decoding with U+FFFD is UTF-8 with little damage. An old encoding read as UTF-8 is damaged at
+    nearly each letter that is not ASCII, however few these are.
+    """
+    damaged = text.count("\ufffd")
+    beyond_ascii = len(text) - len(text.encode("ascii", errors="ignore"))
+    return damaged * 100 < len(text) and damaged * 10 < beyond_ascii
+
+
 def _guess(data: bytes) -> str:
     sample = data[:_SAMPLE_BYTES]
+    if len(sample) < len(data):  # the cut may be inside a character, but neither a line end nor a blank is
+        half = len(sample) // 2
+        sample = sample[: max(sample.rfind(b"\n", half), sample.rfind(b" ", half)) + 1] or sample
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     if max(even, odd) > len(sample) // 8 and len(data) % 2 == 0:
         return "utf-16-le" if odd > even else "utf-16-be"
