@@ -40,7 +40,7 @@ _OTHER_MAGIC = {
     b"MZ\x90": "a program",
     b"SQLite format 3\x00": "a SQLite database",
     b"OggS": "an audio file",
-    b"ID3": "an audio file",
+    **{b"ID3" + bytes([version]): "an audio file" for version in (2, 3, 4)},  # ID3v2; text may begin with ID3
     b"\xd0\xcf\x11\xe0": "an old or encrypted Office file; save it as docx, pptx or xlsx without a password",
 }
 
@@ -53,7 +53,7 @@ def detect(data: bytes, name: str) -> str:
         raise UnreadableFile(f"it is damaged: a {named} file is never empty")
     if not data:
         return "text"
-    if b"%PDF-" in data[:1024]:
+    if b"%PDF-" in data[:1024] and (named == "pdf" or data[:1024].lstrip().startswith(b"%PDF-")):
         return "pdf"
     if data.startswith(b"PK\x03\x04"):
         return _zip_kind(data)

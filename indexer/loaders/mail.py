@@ -7,6 +7,7 @@ from email.policy import default
 
 from indexer.loaders.markup import html_text
 from indexer.loaders.part import Part, UnreadableFile
+from indexer.loaders.plain import decode
 
 _MAX_DEPTH = 20  # of messages in messages: more than people forward, less than Python's recursion
 
@@ -35,12 +36,27 @@ def parse_eml(data: bytes, name: str) -> list[Part]:
     ]
 
 
-def _body(message: EmailMessage) -> str:
-    body = message.get_body(preferencelist=("plain", "html"))
-    if body is None:
+def _body(part: EmailMessage) -> str:
+    """What a mail program shows: of alternatives the plain one, or another if that is blank."""
+    kind = part.get_content_type()
+    if part.is_attachment() or part.get_content_maintype() == "message":
         return ""
-    content = str(body.get_content())
-    return html_text(content) if body.get_content_type() == "text/html" else content.strip()
+    if part.is_multipart():
+        parts = list(part.iter_parts())
+        if kind == "multipart/alternative":
+            parts.sort(key=lambda each: each.get_content_type() != "text/plain")
+            return next(filter(None, map(_body, parts)), "")
+        return "\n\n".join(filter(None, map(_body, parts)))
+    if kind == "text/html":
+        return html_text(_content(part))
+    return _content(part).strip() if kind == "text/plain" else ""
+
+
+def _content(part: EmailMessage) -> str:
+    try:
+        return str(part.get_content())
+    except LookupError:  # a character set that Python does not know
+        return decode(part.get_payload(decode=True))
 
 
 def _forwarded(message: EmailMessage, depth: int = 1) -> Iterator[str]:

@@ -8,11 +8,12 @@ from indexer.loaders.part import Part, UnreadableFile
 from indexer.loaders.plain import decode
 
 _SKIPPED_TAGS = (
-    "script style noscript template svg math nav iframe object form button select head canvas audio video"
+    "script style noscript template svg math nav iframe object button select datalist textarea head "
+    "canvas audio video"
 )
 _BLOCK_TAGS = (
     "p div section article main aside header footer ul ol table blockquote figure figcaption dl details "
-    "summary address hr body fieldset"
+    "summary address hr body fieldset form"
 )
 _SKIPPED, _BLOCKS, _LINES = set(_SKIPPED_TAGS.split()), set(_BLOCK_TAGS.split()), {"br", "tr", "dt", "dd"}
 _HEADINGS = {f"h{level}": "#" * level for level in range(1, 7)}
@@ -40,7 +41,7 @@ def parse_html(data: bytes, name: str) -> list[Part]:
 
 
 def html_text(source: str) -> str:
-    """The text of a page. Menus, scripts and forms are left out; headings become `# …`."""
+    """The text of a page. Menus, scripts and the controls of forms are left out; headings become `# …`."""
     return _text(LexborHTMLParser(source))
 
 

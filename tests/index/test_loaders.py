@@ -53,6 +53,47 @@ def test_encodings(tmp_path, text, encoding):
     assert only(put(tmp_path, "a.txt", text.encode(encoding)), tmp_path).text == text
 
 
+CHINESE = "北京是中华人民共和国的首都，是全国的政治中心、文化中心。\n"
+GERMAN = "Die Straßenbahn fährt über die Brücke nach Köln. Müller grüßt schön.\n"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])  # one of them moves a character onto the cut
+@pytest.mark.parametrize(
+    ("line", "encoding"),
+    [
+        (CHINESE, "gb18030"),
+        ("東京は日本の首都であり、世界最大の都市圏を形成しています。これは長い文章です。\n", "shift_jis"),
+        ("台北市是中華民國的首都，也是全國的政治中心。\n", "big5"),
+        ("서울은 대한민국의 수도이며 가장 큰 도시이다. 한강이 흐른다.\n", "euc_kr"),
+    ],
+)
+def test_long_texts_in_old_encodings(tmp_path, line, encoding, before):
+    text = before + line * 1_200
+    assert only(put(tmp_path, "a.txt", text.encode(encoding)), tmp_path).text == text
+
+
+@pytest.mark.parametrize("text", [CHINESE * 50, GERMAN * 50])
+def test_damaged_utf8_is_still_utf8(tmp_path, text):
+    data = text[:100].encode() + b"\xff" + text[100:].encode()
+    assert only(put(tmp_path, "a.txt", data), tmp_path).text == f"{text[:100]}\ufffd{text[100:]}"
+    data = text.encode()
+    end = data.rindex("ö".encode() if text.startswith("Die") else "中".encode())
+    cut = only(put(tmp_path, "b.txt", data[: end + 1]), tmp_path).text
+    assert cut == data[:end].decode() + "\ufffd"
+    rare = "A plain English text without any accents. " * 50 + "Café."
+    assert only(put(tmp_path, "c.txt", rare.encode("cp1252")), tmp_path).text == rare
+
+
+def test_text_that_begins_or_goes_on_like_another_format(tmp_path):
+    for name, text in {
+        "a.md": "# PDF\n\nA file starts with `%PDF-1.7` and ends with %%EOF.\n",
+        "b.txt": "ID3 is an algorithm that builds decision trees.",
+    }.items():
+        assert only(put(tmp_path, name, text), tmp_path).text == text
+    with pytest.raises(LoaderError, match="it is an audio file"):
+        load(put(tmp_path, "c.txt", b"ID3\x03\x00"), tmp_path)
+
+
 def test_plain_text_is_kept_with_unix_line_ends(tmp_path):
     (tmp_path / "sub").mkdir()
     document = only(put(tmp_path / "sub", "a.txt", "a\r\nb\rc"), tmp_path)
@@ -77,6 +118,10 @@ def test_markdown_front_matter(tmp_path):
     document = only(put(tmp_path, "a.md", source), tmp_path)
     assert (document.title, document.text) == ("My doc", "# Head\n\nText")
     assert document.metadata == {"year": 2020, "tags": ["a", "b"], "x": "!!python/object:os.system"}
+    rule = "---\nThe first: a text before a rule.\nMore of it.\n\n---\nThe second.\n"
+    assert only(put(tmp_path, "c.md", rule), tmp_path).text == rule
+    nested = "---\n# set by hand\nauthor:\n  name: Me\n\ntags:\n- a\n- b\nlangs: [\n  de,\n]\ntítulo: x\n---\nText"
+    assert only(put(tmp_path, "d.md", nested), tmp_path).text == "Text"
     assert only(put(tmp_path, "b.md", "Intro\n\nTitle\n===\nText"), tmp_path).title == "Title"
 
 
@@ -89,6 +134,14 @@ def test_html(tmp_path):
     document = only(put(tmp_path, "a.html", source), tmp_path)
     assert (document.title, document.metadata) == ("T & t", {"author": "Me"})
     assert document.text == "# Big\n\nOne\nline two\n\n- x\n- y"
+
+
+def test_a_page_inside_a_form_has_its_text(tmp_path):
+    source = (
+        "<html><body><form><h1>Title</h1><p>All of it.</p><select><option>x</select><textarea>y</textarea>"
+        "<button>Go</button></form></body></html>"
+    )
+    assert only(put(tmp_path, "a.html", source), tmp_path).text == "# Title\n\nAll of it."
 
 
 @pytest.mark.parametrize(
@@ -175,6 +228,35 @@ def test_mail(tmp_path):
     document = only(put(tmp_path, "m.eml", source), tmp_path)
     assert (document.title, document.text) == ("Héllo", "Hi")
     assert document.metadata == {"from": "a@b.c", "date": "2024-01-01T10:00:00+00:00"}
+
+
+def multipart(kind, *parts) -> str:
+    return (
+        f'From: a@b.c\nMIME-Version: 1.0\nContent-Type: multipart/{kind}; boundary="x"\n\n'
+        + "".join(f"--x\n{part}\n" for part in parts)
+        + "--x--\n"
+    )
+
+
+PICTURE = (
+    'Content-Type: image/png\nContent-Disposition: inline; filename="a.png"\n'
+    "Content-Transfer-Encoding: base64\n\naGk="
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (multipart("alternative", "\n \n", "Content-Type: text/html\n\n<p>The body</p>"), "The body"),
+        (multipart("alternative", "\nplain", "Content-Type: text/html\n\n<p>html</p>"), "plain"),
+        (multipart("mixed", "\nfirst", PICTURE, "\nsecond"), "first\n\nsecond"),
+        (multipart("mixed", "Content-Type: text/html\n\n<p>body</p>", "\nfooter"), "body\n\nfooter"),
+        (multipart("mixed", "\nbody", "Content-Disposition: attachment\n\nunread"), "body"),
+        ('From: a@b.c\nContent-Type: text/plain; charset="x-foo"\n\nhello wörld\n', "hello wörld"),
+    ],
+)
+def test_the_text_of_a_mail_is_what_is_shown(tmp_path, source, text):
+    assert only(put(tmp_path, "m.eml", source), tmp_path).text == text
 
 
 def forwarded(levels: int) -> EmailMessage:
