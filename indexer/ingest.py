@@ -11,6 +11,7 @@ reused, so a renamed or copied file embeds nothing. A batch is acknowledged (cou
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from indexer.db.tables import ChunkRow, DocumentRow, StateRow
 from indexer.documents import body_text, check, check_new, content_hash, pack_vectors, text_hashes
 from indexer.errors import LimitExceeded
 from indexer.jobs import Job
+from indexer.language import declared_language
 from indexer.types import Chunk, Document, IngestReport
 from indexer.writing import (
     SQL_VARIABLES,
@@ -109,7 +111,10 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
         row, old_text, old_chunks, state = _stored(collection, document_id)
         if not text:
             return IngestReport(unchanged=1)
-        document = Document(document_id, old_text + text, row.title, row.uri, None, row.meta)
+        old = Document(document_id, old_text, row.title, row.uri, row.language, row.meta)
+        # the row has an identified language, too, but the hash only a declared one
+        declared = row.language if content_hash(old) == row.content_hash else None
+        document = replace(old, text=old_text + text, language=declared)
         check(document)
         context = collection.recipe.context
         kept = old_chunks if context == "document" else old_chunks[:-1]
@@ -126,7 +131,7 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
         plan.hashes = text_hashes(document.text, plan.chunks, context)
         if context == "document":
             plan.vectors, plan.state = _resume(collection, plan, len(kept), len(old_text), state)
-            _give_languages(collection, [plan], {}, first=len(kept))
+            _give_languages(collection, [plan], first=len(kept))
             embedded = len(tail)
         else:
             embedded = _complete(collection, [plan], first=len(kept))
@@ -172,7 +177,10 @@ def delete_documents(collection: "Collection", ids: Iterable[str]) -> int:
 
 
 def checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, str]]]:
-    """The documents that may go in, by id (the last of each id), and those that may not."""
+    """The documents that may go in, by id (the last of each id), and those that may not.
+
+    A declared language is reduced to its code, as filters look for it.
+    """
     good: dict[str, Source] = {}
     failed = []
     for source in batch:
@@ -181,7 +189,9 @@ def checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, 
         except LimitExceeded as error:
             failed.append({"path": source.document.id[:200], "reason": str(error)})
         else:
-            good[source.document.id] = source
+            code = declared_language(source.document.language)
+            document = replace(source.document, language=code)
+            good[document.id] = replace(source, document=document)
     return good, failed
 
 
@@ -210,38 +220,38 @@ def _shifted(chunks: Sequence[Chunk], characters: int, ordinals: int) -> list[Ch
 def _complete(collection: "Collection", plans: Sequence[Planned], first: int = 0) -> int:
     """Give chunks from number `first` on their vectors and languages; how many had to be embedded.
 
-    What a chunk of the collection with the same text has is taken over.
+    The vector of a chunk of the collection with the same text is taken over. Its language is not: it may be
+    what another document declared, and identifying it takes a hundredth of the time of embedding.
     """
     wanted = list(dict.fromkeys(hash for plan in plans for hash in plan.hashes[first:]))
-    vectors, languages = _known(collection, wanted)
+    vectors = _known_vectors(collection, wanted)
     missing = {hash for hash in wanted if hash not in vectors}
     if missing:
         vectors.update(_embed(collection, plans, missing))
     for plan in plans:
         plan.vectors = vectors
-    _give_languages(collection, plans, languages, first)
+    _give_languages(collection, plans, first)
     return len(missing)
 
 
-def _known(collection: "Collection", hashes: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str | None]]:
-    """Vectors and languages of texts that some chunk already has."""
-    vectors, languages = {}, {}
+def _known_vectors(collection: "Collection", hashes: Sequence[str]) -> dict[str, bytes]:
+    """Vectors of texts that some chunk already has."""
+    vectors = {}
     with collection.session() as session:
         for page in batched(hashes, SQL_VARIABLES):
-            for hash, vector, language in session.execute(
-                select(ChunkRow.text_hash, ChunkRow.vector, ChunkRow.language).where(
+            for hash, vector in session.execute(
+                select(ChunkRow.text_hash, ChunkRow.vector).where(
                     ChunkRow.collection_id == collection.id, ChunkRow.text_hash.in_(page)
                 )
             ):
-                vectors[hash], languages[hash] = vector, language
-    return vectors, languages
+                vectors[hash] = vector
+    return vectors
 
 
-def _give_languages(
-    collection: "Collection", plans: Sequence[Planned], known: dict[str, str | None], first: int = 0
-) -> None:
+def _give_languages(collection: "Collection", plans: Sequence[Planned], first: int = 0) -> None:
     """Identify the language of chunks; a document is in the language of most of its text."""
     identify = collection.store.pipeline.identify_language
+    known: dict[str, str | None] = {}
     for plan in plans:
         given = plan.source.document.language
         chars: Counter[str | None] = Counter()

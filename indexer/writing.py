@@ -1,7 +1,8 @@
 """The transaction: planned documents become rows of documents, chunks with vectors, terms and tombstones.
 
 A document's old and new chunks are compared by `text_hash`: equal ones keep their row, id and vector, the rest is
-replaced. Every function here works inside the caller's transaction, which makes it all or nothing.
+replaced. A kept chunk may get another place and language. Every function here works inside the caller's
+transaction, which makes it all or nothing.
 """
 
 import zlib
@@ -85,6 +86,7 @@ def write_plans(collection: "Collection", session: Session, plans: Sequence[Plan
                 ChunkRow.ordinal,
                 ChunkRow.start,
                 ChunkRow.end,
+                ChunkRow.language,
                 ChunkRow.text_hash,
             )
             .where(ChunkRow.document_id.in_(page))
@@ -92,14 +94,17 @@ def write_plans(collection: "Collection", session: Session, plans: Sequence[Plan
         ):
             old[chunk.document_id].append(chunk)
     removed, moved, added = [], [], []
+    relabelled: dict[int, str | None] = {}
     for plan in plans:
         document_id = ids[plan.source.document.id]
         changes = _difference(plan, old[document_id])
         removed += changes[0]
         moved += changes[1]
-        added += [_chunk_values(collection, plan, document_id, n) for n in changes[2]]
+        relabelled |= changes[2]
+        added += [_chunk_values(collection, plan, document_id, n) for n in changes[3]]
     remove_chunks(collection, session, removed, version)
     _move_chunks(session, moved)
+    _relabel_chunks(session, relabelled)
     _add_chunks(collection, session, added)
 
 
@@ -200,12 +205,17 @@ def _document_values(collection: "Collection", plan: Planned) -> dict[str, Any]:
     }
 
 
-def _difference(plan: Planned, old: Sequence[Any]) -> tuple[list[int], list[dict[str, int]], list[int]]:
-    """Ids of chunks to remove, kept chunks with a new place, and numbers in `plan.chunks` of those to add."""
+def _difference(
+    plan: Planned, old: Sequence[Any]
+) -> tuple[list[int], list[dict[str, int]], dict[int, str | None], list[int]]:
+    """Ids of chunks to remove, kept chunks with a new place, the new languages of kept chunks by id, and numbers
+    in `plan.chunks` of those to add.
+    """
     spare: dict[str, deque[Any]] = defaultdict(deque)
     for chunk in old:
         spare[chunk.text_hash].append(chunk)
     moved, added = [], []
+    relabelled = {}
     for n, (chunk, hash) in enumerate(zip(plan.chunks, plan.hashes, strict=True)):
         if not spare[hash]:
             added.append(n)
@@ -213,13 +223,19 @@ def _difference(plan: Planned, old: Sequence[Any]) -> tuple[list[int], list[dict
         kept = spare[hash].popleft()
         if (kept.ordinal, kept.start, kept.end) != (n, chunk.start, chunk.end):
             moved.append({"row": kept.id, "ordinal": n, "start": chunk.start, "end": chunk.end})
-    return [chunk.id for rest in spare.values() for chunk in rest], moved, added
+        if kept.language != _language(plan, n):
+            relabelled[kept.id] = _language(plan, n)
+    return [chunk.id for rest in spare.values() for chunk in rest], moved, relabelled, added
+
+
+def _language(plan: Planned, n: int) -> str | None:
+    return plan.chunks[n].language or plan.source.document.language or plan.languages.get(plan.hashes[n])
 
 
 def _chunk_values(collection: "Collection", plan: Planned, document_id: int, n: int) -> dict[str, Any]:
     chunk = plan.chunks[n]
     vector = plan.vectors[plan.hashes[n]]
-    language = chunk.language or plan.source.document.language or plan.languages[plan.hashes[n]]
+    language = _language(plan, n)
     return {
         "collection_id": collection.id,
         "document_id": document_id,
@@ -269,6 +285,19 @@ def _move_chunks(session: Session, moved: Sequence[dict[str, int]]) -> None:
                 for m in moved
             ],
         )
+
+
+def _relabel_chunks(session: Session, languages: Mapping[int, str | None]) -> None:
+    """Give kept chunks their new languages, which are part of their checksums."""
+    for page in batched(languages, SQL_VARIABLES):
+        for chunk in session.execute(
+            select(ChunkRow.id, ChunkRow.text, ChunkRow.text_hash, ChunkRow.vector).where(ChunkRow.id.in_(page))
+        ).all():
+            language = languages[chunk.id]
+            checksum = chunk_checksum(chunk.text, language, chunk.text_hash, chunk.vector)
+            session.execute(
+                update(ChunkRow).where(ChunkRow.id == chunk.id).values(language=language, checksum=checksum)
+            )
 
 
 def _add_chunks(collection: "Collection", session: Session, added: Sequence[dict[str, Any]]) -> None:

@@ -75,6 +75,41 @@ def test_metadata_alone_embeds_nothing_but_is_an_update(collection):
     assert collection.get("a")["metadata"] == {"x": 1}
 
 
+def languages(collection, id):
+    whole = collection.get(id)
+    return whole["language"], [chunk["language"] for chunk in whole["chunks"]]
+
+
+def test_a_declared_language_is_that_of_kept_chunks_too(collection):
+    collection.upsert([Document("a", "one\ntwo")])
+    ids = [chunk["id"] for chunk in collection.get("a")["chunks"]]
+    assert languages(collection, "a") == ("en", ["en", "en"])
+    for declared, stored in (("de", "de"), ("pt-BR", "pt"), ("EN", "en"), ("zh_Hant", "zh"), (None, "en")):
+        assert counts(collection.upsert([Document("a", "one\ntwo", language=declared)])) == (0, 1, 0, 0, 0)
+        assert languages(collection, "a") == (stored, [stored, stored])
+        assert [d["id"] for d in collection.documents(where=f"lang = {stored}")] == ["a"]
+    assert [chunk["id"] for chunk in collection.get("a")["chunks"]] == ids
+    assert collection.store.verify().problems == []  # the checksums are right
+
+
+def test_equal_text_does_not_lend_a_declared_language(collection):
+    collection.upsert([Document("a", "one", language="haw")])
+    assert counts(collection.upsert([Document("b", "one")])) == (1, 0, 0, 0, 0)
+    assert languages(collection, "b") == ("en", ["en"])
+
+
+@pytest.mark.parametrize("context", ["chunk", "document"])
+def test_what_is_appended_has_the_declared_language(store, context):
+    collection = store.create_collection("c", chunking=ChunkingOptions(context=context))
+    collection.upsert([Document("a", "one", language="haw"), Document("b", "one")])
+    for _ in range(2):
+        collection.append("a", "\ntwo")
+        collection.append("b", "\n二")
+    assert languages(collection, "a") == ("haw", ["haw"] * 3)
+    assert languages(collection, "b") == ("en", ["en", "zh", "zh"])
+    assert collection.upsert([Document("a", "one\ntwo\ntwo", language="haw")]).unchanged == 1
+
+
 def test_of_equal_ids_the_last_wins(collection):
     assert counts(collection.upsert([Document("a", "one"), Document("a", "two")])) == (1, 0, 0, 0, 1)
     assert collection.get("a")["text"] == "two"
