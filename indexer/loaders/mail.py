@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from email import message_from_bytes
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from email.policy import default
+from typing import Any
 
 from indexer.loaders.markup import html_text
 from indexer.loaders.part import Part, UnreadableFile
@@ -36,7 +37,7 @@ def parse_eml(data: bytes, name: str) -> list[Part]:
     ]
 
 
-def _body(part: EmailMessage) -> str:
+def _body(part: MIMEPart) -> str:
     """What a mail program shows: of alternatives the plain one, or another if that is blank."""
     kind = part.get_content_type()
     if part.is_attachment() or part.get_content_maintype() == "message":
@@ -52,11 +53,12 @@ def _body(part: EmailMessage) -> str:
     return _content(part).strip() if kind == "text/plain" else ""
 
 
-def _content(part: EmailMessage) -> str:
+def _content(part: MIMEPart) -> str:
     try:
         return str(part.get_content())
     except LookupError:  # a character set that Python does not know
-        return decode(part.get_payload(decode=True))
+        data: Any = part.get_payload(decode=True)
+        return decode(data)
 
 
 def _forwarded(message: EmailMessage, depth: int = 1) -> Iterator[str]:
