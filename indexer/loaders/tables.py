@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,16 +18,40 @@ _MAX_CELL_CHARS = 2**31 - 1
 
 
 def parse_csv(data: bytes, name: str) -> list[Part]:
-    """A table whose first row names the columns; commas, semicolons, tabs or bars between them."""
+    """A table whose first row names the columns; commas, semicolons, tabs or bars between them.
+
+    Only metadata has numbers: a text, title or id such as 1.10 stays as it is written.
+    """
     csv.field_size_limit(_MAX_CELL_CHARS)
     text = decode(data)
     delimiter = _delimiter(text[:65_536]) if not name.lower().endswith(".tsv") else "\t"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = [
-        column.strip() or f"column {number}" for number, column in enumerate(next(reader, []), start=1)
-    ]
-    rows = (dict(zip(columns, row, strict=False)) for row in reader if any(cell.strip() for cell in row))
-    return _rows({key: _number(value) for key, value in row.items()} for row in rows)
+    columns = _columns(next(reader, []))
+    parts = _rows(_cells(columns, row, delimiter) for row in reader if any(cell.strip() for cell in row))
+    for part in parts:
+        part.metadata = {column: _number(cell) for column, cell in part.metadata.items()}
+    return parts
+
+
+def _columns(header: list[str]) -> list[str]:
+    """A name for each column, none of them twice: `note`, `note 2`."""
+    names: dict[str, None] = {}
+    times: Counter[str] = Counter()
+    for number, column in enumerate(header, start=1):
+        name = wanted = column.strip() or f"column {number}"
+        while name in names:
+            times[wanted] += 1
+            name = f"{wanted} {times[wanted] + 1}"
+        names[name] = None
+    return list(names)
+
+
+def _cells(columns: list[str], row: list[str], delimiter: str) -> dict[str, str]:
+    """The row's cells by column. More cells than columns are one text that has the delimiter without quotes."""
+    if columns and any(cell.strip() for cell in row[len(columns) :]):
+        last = len(columns) - 1
+        row = [*row[:last], delimiter.join(row[last:])]
+    return dict(zip(columns, row, strict=False))
 
 
 def parse_jsonl(data: bytes, name: str) -> list[Part]:

@@ -214,6 +214,28 @@ def test_a_table_gives_a_document_per_row(tmp_path):
     assert (facts.id, facts.title, facts.text) == ("f.tsv#1", "Bob", "name: Bob\nage: 3")
 
 
+def test_cells_are_kept_as_written(tmp_path):
+    rows = load(put(tmp_path, "a.csv", "id,text,size\n1.1,1.50,2.50\n1.10,two,007\n"), tmp_path)
+    assert [(d.id, d.text, d.metadata) for d in rows] == [
+        ("a.csv#1.1", "1.50", {"size": 2.5}),
+        ("a.csv#1.10", "two", {"size": "007"}),
+    ]
+    facts = only(put(tmp_path, "b.csv", "name,version,price\n1.0,1.10,19.90\n"), tmp_path)
+    assert (facts.title, facts.text) == ("1.0", "name: 1.0\nversion: 1.10\nprice: 19.90")
+    assert facts.metadata == {"name": 1.0, "version": 1.1, "price": 19.9}
+
+
+def test_no_cell_is_lost(tmp_path):
+    twice = only(put(tmp_path, "a.csv", "id,text,note,note,note 2,\n1,x,a,b,c,d\n"), tmp_path)
+    assert twice.metadata == {"note": "a", "note 2": "b", "note 2 2": "c", "column 6": "d"}
+    rows = load(put(tmp_path, "b.csv", "id,text\n1,Hello, dear world\n2,Bye,,\n3\n"), tmp_path)
+    assert [(d.id, d.text) for d in rows] == [
+        ("b.csv#1", "Hello, dear world"),
+        ("b.csv#2", "Bye"),
+        ("b.csv#3", "id: 3"),
+    ]
+
+
 def test_json_lines(tmp_path):
     lines = '{"_id": "p0", "text": "x\\ud800y", "metadata": {"a": NaN, "b": 1}}\n\n{"text": "z"}\n'
     first, second = load(put(tmp_path, "l.jsonl", lines), tmp_path)
