@@ -6,7 +6,19 @@ from typing import Any
 import regex
 
 from indexer.errors import InvalidFilter
-from indexer.filters.tree import MAX_DEPTH, OPS, TEXT_OPS, And, Filter, Not, Or, Scalar, checked
+from indexer.filters.tree import (
+    ALIASES,
+    MAX_DEPTH,
+    OPS,
+    TEXT_FIELDS,
+    TEXT_OPS,
+    And,
+    Filter,
+    Not,
+    Or,
+    Scalar,
+    checked,
+)
 
 _TOKEN = regex.compile(
     r"""\s*+(?:
@@ -113,13 +125,13 @@ class Parser:
         field = self._name()
         if self._accept("not"):
             self._expect("in")
-            return self._build(field, "not in", self._list(), start)
+            return self._build(field, "not in", self._list(field), start)
         if self._accept("in"):
-            return self._build(field, "in", self._list(), start)
+            return self._build(field, "in", self._list(field), start)
         op = self._peek.text.lower()
         if (self._peek.kind == "symbol" and op in OPS) or (self._peek.kind == "word" and op in TEXT_OPS):
             self._take()
-            return self._build(field, op, self._value(), start)
+            return self._build(field, op, self._value(field), start)
         return self._build(field, "=", True, start)
 
     def _build(self, field: str, op: str, value: Any, start: int) -> Filter:
@@ -130,22 +142,23 @@ class Parser:
             raise self._error("expected a field name")
         return self._take().text
 
-    def _list(self) -> list[Scalar]:
+    def _list(self, field: str) -> list[Scalar]:
         self._expect("(")
-        values = [self._value()]
+        values = [self._value(field)]
         while self._accept(","):
-            values.append(self._value())
+            values.append(self._value(field))
         self._expect(")")
         return values
 
-    def _value(self) -> Scalar:
+    def _value(self, field: str) -> Scalar:
         token = self._peek
         if token.kind not in ("quoted", "word"):
             raise self._error("expected a value")
         self._take()
         if token.kind == "quoted":
             return regex.sub(r"\\(.)", r"\1", token.text[1:-1], flags=regex.DOTALL)
-        if _NUMBER.fullmatch(token.text):
+        is_text = ALIASES.get(field, field) in TEXT_FIELDS  # there, 007 and 1.10 stay as they are written
+        if _NUMBER.fullmatch(token.text) and not is_text:
             return float(token.text) if any(mark in token.text for mark in ".eE") else int(token.text)
         named: dict[str, Scalar] = {"true": True, "false": False, "null": None}
         return named.get(token.text.lower(), token.text)

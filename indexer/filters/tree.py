@@ -18,7 +18,7 @@ MAX_DEPTH = 64  # of either form
 
 TEXT_FIELDS = frozenset({"id", "title", "uri", "language"})
 TIME_FIELDS = frozenset({"created_at", "updated_at"})
-_ALIASES = {"lang": "language", "path": "uri"}
+ALIASES = {"lang": "language", "path": "uri"}
 ORDER: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -110,7 +110,7 @@ def _field(name: Any, where: str) -> str:
         raise InvalidFilter(f"{where}: a field is a name of 1 to 256 characters, not {str(name)[:50]!r}")
     if regex.search(r'["\\\p{C}]', name) or "" in name.split("."):
         raise InvalidFilter(f"{where}: the field {name!r} has a quote, a backslash or an empty part")
-    return _ALIASES.get(name, name)
+    return ALIASES.get(name, name)
 
 
 def _scalar(field: str, value: Any, where: str) -> Scalar:

@@ -120,6 +120,16 @@ def test_finds(session, where, expected):
     assert {name for name in DOCUMENTS if matches(parse(where), record(name))} == expected
 
 
+@pytest.mark.parametrize("field", ["id", "path", "uri", "title", "lang"])
+def test_numbers_keep_their_spelling_in_text_fields(field):
+    name = {"path": "uri", "lang": "language"}.get(field, field)
+    assert parse(f"{field} = 007") == Compare(name, "in", ("007",))
+    assert parse(f"{field} in (1.10, 1e3, null)") == Or((Not(Exists(name)), Compare(name, "in", ("1.10", "1e3"))))
+    assert parse(f"{field} startswith 1.0") == Compare(name, "startswith", ("1.0",))
+    assert parse("year in (007, 1.10)") == Compare("year", "in", (7, 1.1))
+    assert parse({"field": field, "value": 7}) == Compare(name, "in", ("7",))
+
+
 def test_the_text_form_gives_the_tree_of_the_json_form():
     text = 'year >= 2020 and lang in (de, fr) and not draft and exists(author) and path startswith "a/"'
     conditions = [
