@@ -14,6 +14,7 @@ def parse_docx(data: bytes, name: str) -> list[Part]:
 
     refuse_entities(open_archive(data))
     document = docx.Document(io.BytesIO(data))
+    _unwrap(document.element.body)
     blocks: list[str] = []
     title = None
     for item in document.iter_inner_content():
@@ -68,6 +69,7 @@ def parse_xlsx(data: bytes, name: str) -> list[Part]:
     workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     blocks: list[str] = []
     for sheet in workbook.worksheets:
+        sheet.reset_dimensions()  # some programs write A1 there, and only that cell would be read
         rows = (_row(_cell(value) for value in row) for row in sheet.iter_rows(values_only=True))
         lines = [row for row in rows if row]
         if lines:
@@ -75,6 +77,18 @@ def parse_xlsx(data: bytes, name: str) -> list[Part]:
     return [
         Part("\n\n".join(blocks), title=workbook.properties.title, metadata=_properties(workbook.properties))
     ]
+
+
+def _unwrap(body: Any) -> None:
+    """Replace content controls, tracked insertions and the like by what they hold: python-docx skips them."""
+    from docx.oxml.ns import qn
+
+    wrappers = ("w:sdt", "w:ins", "w:moveTo", "w:smartTag", "w:customXml", "w:fldSimple")
+    for wrapper in list(body.iter(*map(qn, wrappers))):
+        content = wrapper.find(qn("w:sdtContent")) if wrapper.tag == qn("w:sdt") else wrapper
+        for element in list(content if content is not None else ()):
+            wrapper.addprevious(element)
+        wrapper.getparent().remove(wrapper)
 
 
 def _heading_level(style: str) -> int:

@@ -188,6 +188,52 @@ def test_office_files(tmp_path):
     assert only(tmp_path / "word.txt", tmp_path).title == "Big title"  # read as what it is
 
 
+def test_word_content_controls_and_tracked_changes(tmp_path):
+    import docx
+    from docx.oxml import parse_xml
+    from docx.oxml.ns import nsdecls
+
+    def run(text, tag="t"):
+        return f"<w:r><w:{tag} xml:space='preserve'>{text}</w:{tag}></w:r>"
+
+    def control(content):
+        return f"<w:sdt><w:sdtPr><w:text/></w:sdtPr><w:sdtContent>{content}</w:sdtContent></w:sdt>"
+
+    def cell(text):
+        return f"<w:tc><w:p>{run(text)}</w:p></w:tc>"
+
+    deleted = f"<w:del w:id='2' w:author='x'>{run('gone', 'delText')}</w:del>"
+    blocks = [
+        control(control(f"<w:p>{run('in two controls')}</w:p>")),
+        f"<w:p>{run('kept ')}<w:ins w:id='1' w:author='x'>{run('inserted')}{deleted}</w:ins>{deleted}</w:p>",
+        f"<w:p>{control(run('inline '))}<w:smartTag>{run('tag')}</w:smartTag></w:p>",
+        "<w:tbl><w:tblPr/><w:tblGrid><w:gridCol/><w:gridCol/></w:tblGrid>"
+        + control(f"<w:tr>{cell('a')}{control(cell('b'))}</w:tr>")
+        + "</w:tbl>",
+    ]
+    document = docx.Document()
+    for block in reversed(blocks):
+        document.element.body.insert(0, parse_xml(block.replace(">", f" {nsdecls('w')}>", 1)))
+    document.save(tmp_path / "a.docx")
+    expected = "in two controls\n\nkept inserted\n\ninline tag\n\na | b"
+    assert only(tmp_path / "a.docx", tmp_path).text == expected
+
+
+def test_a_sheet_with_a_wrong_dimension(tmp_path):
+    import openpyxl
+
+    book, buffer = openpyxl.Workbook(), io.BytesIO()
+    book.active.append(["a", "b"])
+    book.active.append(["c", "d"])
+    book.save(buffer)
+    with zipfile.ZipFile(buffer) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    sheet = members["xl/worksheets/sheet1.xml"]
+    assert b'ref="A1:B2"' in sheet
+    members["xl/worksheets/sheet1.xml"] = sheet.replace(b'ref="A1:B2"', b'ref="A1"')
+    assert only(put(tmp_path, "a.xlsx", archive(members)), tmp_path).text == "# Sheet\n\na | b\nc | d"
+
+
 def test_epub(tmp_path):
     container = (
         '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
