@@ -68,7 +68,7 @@ def _is_damaged_utf8(text: str) -> bool:
     """
     damaged = text.count("\ufffd")
     beyond_ascii = len(text) - len(text.encode("ascii", errors="ignore"))
-    return damaged * 100 < len(text) and damaged * 10 < beyond_ascii
+    return damaged * 100 < len(text) and damaged * 4 < beyond_ascii
 
 
 def _guess(data: bytes) -> str:

@@ -80,6 +80,8 @@ def test_damaged_utf8_is_still_utf8(tmp_path, text):
     end = data.rindex("ö".encode() if text.startswith("Die") else "中".encode())
     cut = only(put(tmp_path, "b.txt", data[: end + 1]), tmp_path).text
     assert cut == data[:end].decode() + "\ufffd"
+    quotes = "“A text” with ‘few’ letters beyond ASCII… and a lot of others that are plain. " * 2
+    assert only(put(tmp_path, "d.txt", quotes.encode() + b"\xe2"), tmp_path).text == quotes + "\ufffd"
     rare = "A plain English text without any accents. " * 50 + "Café."
     assert only(put(tmp_path, "c.txt", rare.encode("cp1252")), tmp_path).text == rare
 
