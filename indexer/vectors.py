@@ -154,6 +154,8 @@ class CollectionVectors:
 
     def _compare_with_sql(self, session: Session, ids: Ids, vectors: NDArray[Any]) -> None:
         """A snapshot of another history (an older database put back by hand) has other vectors."""
+        if not len(ids):
+            return
         rows = np.unique(np.linspace(0, len(ids) - 1, SAMPLE_ROWS).astype(int))
         wanted = {int(ids[row]): vectors[row].tobytes() for row in rows}
         found = session.execute(select(ChunkRow.id, ChunkRow.vector).where(ChunkRow.id.in_(wanted)))

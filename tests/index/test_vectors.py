@@ -216,6 +216,20 @@ def test_a_snapshot_newer_than_the_database_is_ignored(filled, store):
         assert len(again.collection("default").vectors) == 231
 
 
+def test_a_snapshot_of_nothing_can_be_opened(small_snapshots, store, collection):
+    collection.upsert(Document(f"d{n}", f"word{n}") for n in range(60))
+    store.close()
+    collection.delete(f"d{n}" for n in range(60))
+    store.close()
+    assert [m.count for m in snapshots.manifests(store.faiss_directory, collection.id)] == [0]
+    with reopened(store) as again:
+        seen = again.collection("default")
+        assert (len(seen.vectors), seen.search("word1"), seen.stats()["chunks"]) == (0, [], 0)
+        again.compact()
+        seen.upsert([Document("new", "new word")])
+        assert [hit.document_id for hit in seen.search("new")] == ["new"]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
 @pytest.mark.parametrize("nth", range(1, 13))
 def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch, nth, error, caplog):
