@@ -75,7 +75,7 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
                 break
             depth *= 4
         if options.mmr_lambda is not None:
-            candidates = _spread(collection, candidates, wanted, options.mmr_lambda)
+            candidates = _spread(request, candidates, wanted, options.mmr_lambda)
         if options.score_threshold is not None:
             candidates = [candidate for candidate in candidates if candidate.score >= options.score_threshold]
         return request.hits(candidates[options.offset : wanted])
@@ -142,7 +142,12 @@ class _Request:
         self.passes = self._condition()
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
         self.narrow = False  # whether an arm found too little that fulfils the condition
+        # What loads or asks for a connection of its own comes before this request's first statement, which takes
+        # one for as long as the request lasts: were each to ask for a second, all could wait for each other.
+        self.index = collection.index
         self.vector: NDArray[np.float32] | None = None
+        if options.mode != "lexical":
+            self.vector = collection.embedder.encode_query(self.parsed.text)
         self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is another
         self.nearest: dict[int, tuple[float, Span]] = {}  # by chunk id: a passage's best sentence
 
@@ -228,13 +233,11 @@ class _Request:
         return ranking, len(ranking) < depth
 
     def _dense(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
-        if self.vector is None:
-            self.vector = self.collection.embedder.encode_query(self.parsed.text)
-        index = self.collection.index
-        view = index.synchronised()
+        assert self.vector is not None
+        view = self.index.synchronised(self.session)
         ids, scores = view.search(self.vector, depth, allowed=allowed, exact=self.options.exact)
         ranking = list(zip(ids.tolist(), scores.tolist(), strict=True))
-        leanings = index.leanings(self.session, view).of(self.vector)
+        leanings = self.index.leanings(self.session, view).of(self.vector)
         return self._levelled(ranking, leanings) if leanings else ranking
 
     def _levelled(self, ranking: Ranking, leanings: Mapping[str, float]) -> Ranking:
@@ -254,7 +257,7 @@ class _Request:
             return dense
         scores = dict(dense)
         texts = self._texts(worth_reading(dense, lexical))
-        nearest = self.collection.index.sentences.nearest(self.collection.embedder, self.vector, texts)
+        nearest = self.index.sentences.nearest(self.collection.embedder, self.vector, texts)
         self.nearest.update(nearest)
         gains = {id: best - self.cosines.setdefault(id, scores[id]) for id, (best, _) in nearest.items()}
         return raised(dense, gains, share)
@@ -277,7 +280,7 @@ class _Request:
         )
         # repr: as keys, x = 1 and x = true would be equal
         key = (version, repr(self.filter), self.parsed.phrases, self.parsed.excluded)
-        return self.collection.index.listed(key, self._list)
+        return self.index.listed(key, self._list)
 
     def _list(self) -> NDArray[np.int64]:
         """Documents first, as there are fewer; ids as one text: as many rows would take four times as long."""
@@ -376,12 +379,11 @@ def _best_of_each_document(found: Iterable[_Candidate]) -> list[_Candidate]:
     return list(best.values())
 
 
-def _spread(
-    collection: "Collection", found: list[_Candidate], wanted: int, trade_off: float
-) -> list[_Candidate]:
+def _spread(request: _Request, found: list[_Candidate], wanted: int, trade_off: float) -> list[_Candidate]:
     """The candidates in the order of maximal marginal relevance."""
     pool = found[: MMR_DEPTH * wanted]
-    vectors = collection.vectors.get(np.array([candidate.chunk_id for candidate in pool], np.int64))
+    view = request.index.synchronised(request.session)
+    vectors = view.get(np.array([candidate.chunk_id for candidate in pool], np.int64))
     order = maximal_marginal_relevance([candidate.score for candidate in pool], vectors, trade_off, wanted)
     return [pool[position] for position in order]
 

@@ -80,25 +80,31 @@ class CollectionVectors:
     def directory(self) -> Path:
         return self._store.faiss_directory
 
-    def synchronised(self) -> View:
-        """The newest committed version. Costs one SELECT when nothing has changed."""
-        with self._store.read() as session:
-            row = session.execute(_VERSION, {"id": self._collection_id}).one_or_none()
-            if row is None:
-                raise CollectionNotFound(f"the collection with id {self._collection_id} was deleted")
+    def synchronised(self, session: Session | None = None) -> View:
+        """The newest committed version, or the one `session` sees if that is newer than what is in memory.
+
+        Costs one SELECT when nothing has changed. Whoever holds a session hands it in: were searches to ask for a
+        second connection each, as many as the pool has could wait for each other.
+        """
+        if session is None:
+            with self._store.read() as own:
+                return self.synchronised(own)
+        row = session.execute(_VERSION, {"id": self._collection_id}).one_or_none()
+        if row is None:
+            raise CollectionNotFound(f"the collection with id {self._collection_id} was deleted")
+        view = self._view
+        if view is not None and view.version >= row.version:
+            return view
+        with self._lock:
             view = self._view
-            if view is not None and view.version >= row.version:
-                return view
-            with self._lock:
-                view = self._view
-                if view is None or self._behind(session, view):
-                    view = self._loaded(session, view, row.version) or view
-                if view is None:
-                    view = empty_view(self._dim)
-                if view.version < row.version:
-                    view = self._caught_up(session, view, row.version, row.tombstones_since)
-                self._view = view
-                return view
+            if view is None or self._behind(session, view):
+                view = self._loaded(session, view, row.version) or view
+            if view is None:
+                view = empty_view(self._dim)
+            if view.version < row.version:
+                view = self._caught_up(session, view, row.version, row.tombstones_since)
+            self._view = view
+            return view
 
     def listed(self, key: Hashable, make: Callable[[], Ids]) -> Ids:
         """The chunk ids that pass a filter, remembered; `key` says which filter, and in which version."""
@@ -212,10 +218,10 @@ class CollectionVectors:
 
     def maintain(self) -> None:
         """After a write: if enough has changed, save a snapshot, with its index, in the background."""
+        if not self._is_due():  # asked without the lock: those who wait for it may have all connections
+            return
         with self._lock:
             if self._builder is not None and self._builder.is_alive():
-                return
-            if not self._is_due():
                 return
             self._builder = threading.Thread(target=self._maintain, name="vector-index")
             self._builder.start()

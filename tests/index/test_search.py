@@ -8,7 +8,7 @@ import pytest
 from fakes import PIPELINE, FakeEmbedder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import create_engine, select
 
 from indexer import search
 from indexer.analysis import query_terms
@@ -139,6 +139,23 @@ def test_filters_on_metadata_and_language_are_read_from_their_index(collection):
 def test_phrases_and_exclusions_hold_in_every_mode(collection, mode):
     assert ids(collection.search('"quick brown"', SearchOptions(mode=mode))) == ["fox"]
     assert "fox" not in ids(collection.search("brown -jumps", SearchOptions(mode=mode, top_k=300)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SearchOptions(mmr_lambda=0.5),
+        SearchOptions(mmr_lambda=0.5, mode="lexical"),
+        SearchOptions(where="n = 5"),
+    ],
+)
+def test_a_search_needs_one_connection(collection, monkeypatch, options):
+    """With a second one each, as many searches as the pool has connections would wait for each other."""
+    alone = create_engine(collection.store.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    monkeypatch.setattr(collection.store, "engine", alone)
+    fresh = collection.store.collection("default")  # has looked nothing up yet
+    assert "filler005" in ids(fresh.search("filler text number 5", options))
+    alone.dispose()
 
 
 def test_pages_follow_each_other(collection):
