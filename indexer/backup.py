@@ -119,7 +119,12 @@ def restore(file: Path, directory: Path) -> dict[str, Any]:
                     directory.rmdir()
                 os.rename(scratch, directory)
                 sync_directory(directory.parent)
-    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (  # RuntimeError: it is encrypted, or packed in a way that is not known here
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        zipfile.zlib.error,  # type: ignore[attr-defined]
+    ) as error:
         raise StoreError(f"{file} is damaged or not a backup ({error}); nothing was restored") from error
     except FileNotFoundError as error:
         raise StoreError(f"there is no file {error.filename}; nothing was restored") from error

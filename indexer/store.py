@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, delete, func, select
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from indexer import limits
@@ -144,7 +144,7 @@ class Store:
     def write(self, purpose: str) -> Iterator[Session]:
         """The writer lock and one transaction: committed on success, rolled back on any error.
 
-        StoreLocked: somebody else keeps writing. StoreError: the disk is full or failed.
+        StoreLocked: somebody else keeps writing. StoreError: the disk is full or failed, or the store is damaged.
         """
         try:
             with (
@@ -159,6 +159,13 @@ class Store:
             raise StoreError(
                 f"{self.name} could not be written while {purpose} ({error.orig}); what was "
                 "acknowledged before is stored, run it again when the cause is mended"
+            ) from error
+        except IntegrityError:  # the caller's rows are at fault, not the store
+            raise
+        except DatabaseError as error:
+            raise StoreError(
+                f"{self.name} could not be written while {purpose} ({error.orig}); "
+                "check it with `rwkv-embed verify`"
             ) from error
 
     @contextmanager

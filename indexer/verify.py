@@ -281,6 +281,10 @@ def _vacuum(store: "Store") -> None:
             f"{store.name} could not be shrunk ({error}); nothing is lost, but it needs as much free disk as the "
             "database is large"
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{store.name} could not be shrunk ({error}); check it with `rwkv-embed verify`"
+        ) from error
     finally:
         connection.close()
 

@@ -297,6 +297,20 @@ def test_what_is_no_backup_is_refused(tmp_path):
         restore(tmp_path / "other.zip", tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [(8, 99, "That compression method is not supported"), (6, 1, "File 'manifest.json' is encrypted")],
+)
+def test_an_archive_packed_in_another_way_is_refused(filled, store, tmp_path, place, value, reason):
+    store.backup(tmp_path / "b.zip")
+    data = bytearray((tmp_path / "b.zip").read_bytes())
+    data[place] = data[data.index(b"PK\1\2") + place + 2] = value  # of the file and of the archive's directory
+    (tmp_path / "b.zip").write_bytes(data)
+    with pytest.raises(StoreError, match=rf"b\.zip is damaged or not a backup \({reason}.*\); nothing was restored"):
+        restore(tmp_path / "b.zip", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_manifests_of_another_format_are_ignored(filled, store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "FORMAT", 99)

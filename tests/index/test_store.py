@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from fakes import PIPELINE, FakeEmbedder
 from sqlalchemy import inspect
 
+from indexer import verify
 from indexer.db.engine import SCHEMA_VERSION, WRITER, alembic_config, schema_version
 from indexer.db.tables import Base
 from indexer.errors import (
@@ -308,3 +309,10 @@ def test_a_store_damaged_while_open_is_one_sentence(store, collection):
         StoreError, match=r"cannot be read \(.*malformed.*\); check it with `rwkv-embed verify`"
     ):
         collection.get("d1")
+    for write, purpose in ((lambda: collection.delete(["d1"]), "deleting"), (store.compact, "compacting")):
+        with pytest.raises(
+            StoreError, match=rf"not be written while {purpose}.* \(.*malformed.*\); check it with `rwkv-"
+        ):
+            write()
+    with pytest.raises(StoreError, match=r"not be shrunk \(.*malformed.*\); check it with `rwkv-embed verify`"):
+        verify._vacuum(store)
