@@ -146,8 +146,9 @@ def parse_query(query: str) -> ParsedQuery:
     parts = _Parts()
     for match in _PART.finditer(query):
         _sort_in(match, parts)
+    text = " ".join(parts.kept)
     return ParsedQuery(
-        text=" ".join(parts.kept),
+        text=text if text.strip() or parts.excluded else query,  # operators of nothing, such as * and "", are text
         terms=tuple(query_terms(" ".join(parts.words))),
         prefixes=tuple(dict.fromkeys(parts.prefixes)),
         phrases=tuple(dict.fromkeys(parts.phrases)),

@@ -59,7 +59,7 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
     Scores are cosines (dense; levelled between the languages of a collection, `indexer.languages`, and mixed with
     that of a passage's best sentence, `indexer.best_sentence`), BM25 (lexical) or the sum of both on a common
     scale (hybrid, `fusion.fuse`); a reranker's own when it is asked for. Raises InvalidQuery, InvalidFilter or
-    LimitExceeded; no text of a query is ever an error.
+    LimitExceeded; no text of a query is ever an error, unless it is empty, too long or only excludes.
     """
     options = options or SearchOptions()
     query = clean_text(query)

@@ -272,6 +272,12 @@ def test_refuses_what_makes_no_sense(collection, query, options, error, message)
         collection.search(query, options)
 
 
+@pytest.mark.parametrize("query", ["*", "***", '""', '"" *', '-""'])
+def test_operators_of_nothing_are_text(collection, query):
+    assert len(collection.search(query)) == 10
+    assert collection.search(query, SearchOptions(mode="lexical")) == []
+
+
 @pytest.mark.parametrize(
     "query", ['"', "\x00", "\ud800", "a\x00b", "(((", 'x" OR "y', "\u202e", "* - *", "NEAR(", "😀"]
 )
