@@ -41,7 +41,7 @@ come back. Every answer has an `x-request-id`."""
 
 
 def create_app(settings: Settings | None = None, *, open_store: OpenStore = backend.open_store) -> FastAPI:
-    """An ASGI application that serves one store. `open_store(location, model)` is replaceable, for tests."""
+    """An ASGI application that serves one store. `open_store(location, model, reranker)` is for tests."""
     settings = settings or Settings()
     service = Service(settings, open_store)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-OpenStore = Callable[[str, "str | None"], "Store"]
+OpenStore = Callable[[str, "str | None", "str | None"], "Store"]  # location, model, reranker
 START_SECONDS = 5  # what a client is told to wait while the model is loading
 
 
@@ -63,7 +63,7 @@ class Service:
         """Open and load; a failure is kept for /ready and for every later request."""
 
         def load() -> None:
-            self._store = self._open_store(self.settings.store, self.settings.model)
+            self._store = self._open_store(self.settings.store, self.settings.model, self.settings.reranker)
             self._embedder = self._store.embedder(None)
 
         try:

@@ -17,6 +17,11 @@ class Settings(BaseSettings):
     model: str | None = Field(
         default=None, description="embedding model: a name or a path; the bundled one if not given"
     )
+    reranker: str | None = Field(
+        default=None,
+        description="what searches with `rerank` score with: the reranker trained with the embedding model, or an "
+        "RWKV language model, a name or a path",
+    )
     model_aliases: Annotated[list[str], NoDecode] = Field(
         default=[], description="other names that /v1/embeddings accepts, such as text-embedding-3-small"
     )

@@ -63,6 +63,15 @@ BareModelOption = Annotated[  # of commands that open no store
         help="The embedding model; the bundled one if not given.",
     ),
 ]
+RerankerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reranker",
+        metavar="NAME|PATH",
+        envvar="RWKV_EMBED_RERANKER",
+        help="What --rerank scores with: the reranker trained with the model, or an RWKV language model.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 WhereOption = Annotated[
     str | None,
@@ -156,21 +165,28 @@ def fail(error: BaseException | str) -> None:
 
 
 @contextmanager
-def opened(location: str | None, model: str | None = None, *, create: bool = False) -> Iterator[Store]:
+def opened(
+    location: str | None, model: str | None = None, reranker: str | None = None, *, create: bool = False
+) -> Iterator[Store]:
     """The store of the options. Only commands that write create one."""
     from api.backend import open_store
     from api.locations import default_store
 
-    with open_store(location or default_store(), model, create=create) as store:
+    with open_store(location or default_store(), model, reranker, create=create) as store:
         yield store
 
 
 @contextmanager
 def collection(
-    location: str | None, name: str, model: str | None = None, *, create: bool = False
+    location: str | None,
+    name: str,
+    model: str | None = None,
+    reranker: str | None = None,
+    *,
+    create: bool = False,
 ) -> Iterator[Collection]:
     """One collection of the store. `create` makes both when they are missing."""
-    with opened(location, model, create=create) as store:
+    with opened(location, model, reranker, create=create) as store:
         yield store.collection_or_create(name) if create else store.collection(name)
 
 

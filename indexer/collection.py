@@ -21,6 +21,7 @@ from indexer.types import (
     IngestReport,
     Message,
     Metadata,
+    Reranker,
     SearchHit,
     SearchOptions,
 )
@@ -74,6 +75,11 @@ class Collection:
                 f"{embedder.fingerprint[:12]}); use that model or index into a new collection"
             )
         return embedder
+
+    @cached_property
+    def reranker(self) -> Reranker:
+        """The reranker for the collection's passages, loaded now; InvalidQuery when the store has none."""
+        return self.store.reranker(self.embedder)
 
     # writing
 

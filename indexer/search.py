@@ -32,7 +32,7 @@ from indexer.fusion import fuse, maximal_marginal_relevance
 from indexer.languages import languages_of
 from indexer.limits import MAX_QUERY_CHARS, MAX_TOP_K
 from indexer.loaders.clean import clean_text
-from indexer.types import Reranker, SearchHit, SearchOptions
+from indexer.types import SearchHit, SearchOptions
 from indexer.writing import batched
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class _Request:
         self.vector: NDArray[np.float32] | None = None
         if options.mode != "lexical":
             self.vector = collection.embedder.encode_query(self.parsed.text)
+        self.reranker = collection.reranker if options.rerank else None
         self.cosines: dict[int, float] = {}  # by chunk id, where the dense score is another
         self.nearest: dict[int, tuple[float, Span]] = {}  # by chunk id: a passage's best sentence
 
@@ -335,11 +336,9 @@ class _Request:
 
     def _reranked(self, best: list[_Candidate]) -> list[_Candidate]:
         """The candidates in the reranker's order and with its scores."""
-        reranker: Reranker | None = getattr(self.collection, "reranker", None)
-        if reranker is None:
-            raise InvalidQuery("rerank was asked for, but this collection has no reranker; search without it")
+        assert self.reranker is not None
         texts = self._texts(candidate.chunk_id for candidate in best)
-        scores = reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
+        scores = self.reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
         for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}
             candidate.score = float(score)

@@ -24,11 +24,11 @@ from indexer import limits
 from indexer.collection import Collection, CollectionInfo
 from indexer.db.engine import SCHEMA_VERSION, WRITER, connect, schema_version, upgrade
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
-from indexer.errors import CollectionExists, CollectionNotFound, InvalidCollection, StoreError
+from indexer.errors import CollectionExists, CollectionNotFound, InvalidCollection, InvalidQuery, StoreError
 from indexer.locks import DEFAULT_WAIT_S, WriterLock
 from indexer.pipeline import Pipeline
 from indexer.snapshots import remove_snapshots
-from indexer.types import ChunkingOptions, Embedder
+from indexer.types import ChunkingOptions, Embedder, Reranker
 
 if TYPE_CHECKING:
     from indexer.ann import IndexKind
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from indexer.verify import CompactReport, VerifyReport
 
 EmbedderFactory = Callable[[str | None], Embedder]  # a model's name or path, None: the default -> an embedder
+RerankerFactory = Callable[[Embedder], Reranker]  # a collection's embedder -> a reranker for its passages
 
 DATABASE = "store.sqlite3"
 _NAME = re.compile(r"[^\W_][\w.\-]*")
@@ -50,14 +51,18 @@ def open_store(
     pipeline: Pipeline | None = None,
     lock_wait_s: float = DEFAULT_WAIT_S,
     index_kind: "IndexKind" = "auto",
+    reranker_factory: RerankerFactory | None = None,
 ) -> "Store":
     """Open the store at a directory, bringing its schema up to date.
 
     `embedder_factory` is called with a model's name, or None for the default, when a vector is first needed.
     `index_kind` overrules the choice of the vector index ("exact", "hnsw" or "ivf"; see `indexer.ann`).
+    `reranker_factory` is called when a search first asks to rerank; None: no search can.
     StoreError: it is not there and `create` is false, cannot be read, or is of a newer version.
     """
-    return Store(location, embedder_factory, create, pipeline or Pipeline(), lock_wait_s, index_kind)
+    return Store(
+        location, embedder_factory, create, pipeline or Pipeline(), lock_wait_s, index_kind, reranker_factory
+    )
 
 
 class Store:
@@ -71,10 +76,12 @@ class Store:
         pipeline: Pipeline,
         lock_wait_s: float,
         index_kind: "IndexKind",
+        reranker_factory: RerankerFactory | None,
     ) -> None:
         self.pipeline, self.index_kind = pipeline, index_kind
-        self._factory = embedder_factory
+        self._factory, self._reranker_factory = embedder_factory, reranker_factory
         self._embedders: dict[str | None, Embedder] = {}
+        self._rerankers: dict[str, Reranker] = {}  # by the embedder's fingerprint
         self._indexes: dict[int, CollectionVectors] = {}  # by collection id
         self._guard = threading.RLock()
         self.directory = _directory(location)
@@ -273,6 +280,18 @@ class Store:
                 self._embedders[model_id] = embedder
                 self._embedders.setdefault(embedder.model_id, embedder)
             return self._embedders[model_id]
+
+    def reranker(self, embedder: Embedder) -> Reranker:
+        """The reranker of an embedder's passages, loaded once per store. InvalidQuery: none was named."""
+        if self._reranker_factory is None:
+            raise InvalidQuery(
+                "rerank was asked for, but no reranker is named; name one with --reranker NAME|PATH or "
+                "RWKV_EMBED_RERANKER, or search without rerank"
+            )
+        with self._guard:
+            if embedder.fingerprint not in self._rerankers:
+                self._rerankers[embedder.fingerprint] = self._reranker_factory(embedder)
+            return self._rerankers[embedder.fingerprint]
 
     def vectors(self, collection_id: int, dim: int, recipe: str) -> "CollectionVectors":
         """The vector index of a collection, one per process."""

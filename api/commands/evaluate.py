@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from api.commands.search import Mode
-from api.terminal import BareModelOption, JsonOption, progress, say, say_json
+from api.errors import InvalidRequest
+from api.terminal import BareModelOption, JsonOption, RerankerOption, progress, say, say_json
 
 
 def register(app: typer.Typer) -> None:
@@ -32,27 +33,31 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Which qrels of a BEIR folder.")] = "test",
     model: BareModelOption = None,
+    reranker: RerankerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model, and the search around it, on labelled data; prints a Markdown table.
 
     nDCG, recall and MRR of searches by meaning, by words and by both; accuracy on bitext; Spearman on pairs.
     """
+    from api.backend import load_reranker
     from indexer import evaluation
     from rwkv_embed import Embedder
 
+    if rerank and reranker is None:
+        raise InvalidRequest("--rerank: no reranker is named; name one with --reranker NAME|PATH")
     datasets = evaluation.load_datasets(dataset, split)
     chosen = tuple(mode.value for mode in modes) if modes else ("dense", "lexical", "hybrid")
     with progress("Evaluating", "steps") as advance:
         reports = [
             evaluation.evaluate(
                 datasets,
-                Embedder(name),
+                embedder,
                 chosen,  # type: ignore[arg-type]  # Mode has exactly these values
-                rerank=rerank,
+                reranker=load_reranker(reranker, embedder) if rerank and reranker else None,
                 progress=lambda item, done, total: advance(done, total, item),
             )
-            for name in ([model] if compare is None else [model, compare])
+            for embedder in map(Embedder, [model] if compare is None else [model, compare])
         ]
     report, other = reports[0], reports[1] if compare is not None else None
     if as_json:

@@ -15,6 +15,7 @@ from api.terminal import (
     CollectionOption,
     JsonOption,
     ModelOption,
+    RerankerOption,
     StoreOption,
     WhereOption,
     collection,
@@ -80,6 +81,7 @@ def search(
     store: StoreOption = None,
     name: CollectionOption = DEFAULT_COLLECTION,
     model: ModelOption = None,
+    reranker: RerankerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages that answer a query, whatever language they are written in."""
@@ -99,7 +101,7 @@ def search(
         explain=explain,
         exact=exact,
     )
-    with collection(store, name, model) as chosen:
+    with collection(store, name, model, reranker) as chosen:
         hits = chosen.search(query, options)
     if as_json:
         say_json({"hits": [shapes.hit(hit) for hit in hits]})

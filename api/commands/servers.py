@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from api.errors import InvalidRequest
-from api.terminal import ModelOption, StoreOption, note
+from api.terminal import ModelOption, RerankerOption, StoreOption, note
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def serve(
     ] = 8000,
     store: StoreOption = None,
     model: ModelOption = None,
+    reranker: RerankerOption = None,
 ) -> None:
     """Serve the HTTP API and the search page. Further settings are RWKV_EMBED_* variables; see docs/cli.md.
 
@@ -36,7 +37,7 @@ def serve(
     from api.app import create_app
     from api.settings import Settings
 
-    given: dict[str, Any] = {"store": store, "model": model}
+    given: dict[str, Any] = {"store": store, "model": model, "reranker": reranker}
     try:
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:

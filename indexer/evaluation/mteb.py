@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from indexer.collection import Collection
 from indexer.limits import MAX_TOP_K
 from indexer.store import open_store
-from indexer.types import Document, SearchMode, SearchOptions
+from indexer.types import Document, Reranker, SearchMode, SearchOptions
 from rwkv_embed.errors import MissingDependency
 
 try:
@@ -69,9 +69,11 @@ class MTEBSearch:
     `close` removes the store of the last corpus.
     """
 
-    def __init__(self, embedder: "Embedder", mode: SearchMode = "hybrid", *, rerank: bool = False) -> None:
-        self._embedder, self._mode, self._rerank = embedder, mode, rerank
-        self.mteb_model_meta = _meta(embedder, f"{mode}-rerank" if rerank else mode)
+    def __init__(
+        self, embedder: "Embedder", mode: SearchMode = "hybrid", *, reranker: Reranker | None = None
+    ) -> None:
+        self._embedder, self._mode, self._reranker = embedder, mode, reranker
+        self.mteb_model_meta = _meta(embedder, f"{mode}-rerank" if reranker else mode)
         self._open = ExitStack()
         self._collection: Collection | None = None
 
@@ -84,6 +86,8 @@ class MTEBSearch:
         folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="rwkv-embed-mteb-"))
         store = self._open.enter_context(open_store(folder, embedder_factory=lambda _: self._embedder))
         self._collection = store.create_collection("mteb")
+        if self._reranker is not None:
+            self._collection.reranker = self._reranker
         self._collection.upsert(
             Document(id=row["id"], text="\n\n".join(part for part in (row.get("title"), row["text"]) if part))
             for row in corpus
@@ -95,7 +99,7 @@ class MTEBSearch:
         """query id -> document id -> score. `top_ranked`: the documents that may be found for a query."""
         assert self._collection is not None, "MTEB indexes before it searches"
         options = SearchOptions(
-            min(top_k, MAX_TOP_K), mode=self._mode, rerank=self._rerank, group_by="document"
+            min(top_k, MAX_TOP_K), mode=self._mode, rerank=self._reranker is not None, group_by="document"
         )
         found = {}
         for row in queries:

@@ -10,7 +10,7 @@ import numpy as np
 
 from indexer.evaluation.datasets import BitextDataset, Dataset, RetrievalDataset, SimilarityDataset
 from indexer.evaluation.metrics import mrr_at_k, ndcg_at_k, recall_at_k, spearman
-from indexer.types import Document, Embedder, SearchMode, SearchOptions
+from indexer.types import Document, Embedder, Reranker, SearchMode, SearchOptions
 
 Scores = dict[str, float]  # metric -> value
 Progress = Callable[[str, int, int], None]  # (set, done, of)
@@ -64,17 +64,18 @@ def evaluate(
     embedder: Embedder,
     modes: Sequence[SearchMode] = ALL_MODES,
     *,
-    rerank: bool = False,
+    reranker: Reranker | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Scores on every set. Retrieval sets are indexed into a temporary store and searched as users search.
+    """Scores on every set. Retrieval sets are indexed into a temporary store and searched as users search,
+    with `reranker` once more in each mode.
 
     Bitext and similarity sets measure the embedder alone and are reported as mode "dense".
     """
     report = Report(embedder.model_id)
     for dataset in datasets:
         if isinstance(dataset, RetrievalDataset):
-            report.sets[dataset.name] = _retrieval(dataset, embedder, modes, rerank, progress)
+            report.sets[dataset.name] = _retrieval(dataset, embedder, modes, reranker, progress)
         elif isinstance(dataset, BitextDataset):
             report.sets[dataset.name] = {"dense": _bitext(dataset, embedder)}
         else:
@@ -103,7 +104,7 @@ def _retrieval(
     dataset: RetrievalDataset,
     embedder: Embedder,
     modes: Sequence[SearchMode],
-    rerank: bool,
+    reranker: Reranker | None,
     progress: Progress | None,
 ) -> dict[str, Scores]:
     from indexer.store import open_store
@@ -115,7 +116,9 @@ def _retrieval(
     ):
         collection = store.create_collection("eval")
         collection.upsert(Document(id=id, text=text) for id, text in dataset.corpus.items())
-        variants = [(mode, False) for mode in modes] + [(mode, True) for mode in modes if rerank]
+        if reranker is not None:
+            collection.reranker = reranker
+        variants = [(mode, False) for mode in modes] + [(mode, True) for mode in modes if reranker]
         for mode, reranked in variants:
             options = SearchOptions(top_k=RETRIEVED, mode=mode, group_by="document", rerank=reranked)
             rankings = {}

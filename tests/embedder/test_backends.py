@@ -42,8 +42,11 @@ def reference(eos: int | None) -> NumpyBackend:
 
 @pytest.fixture(scope="module")
 def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_embedder(tmp_path_factory.mktemp("embedder"))
+
+
+def save_embedder(folder: Path) -> Path:
     """An embedding checkpoint as the bundled one is."""
-    folder = tmp_path_factory.mktemp("embedder")
     backend = reference(EOS)
     head = backend.info.head
     assert head is not None

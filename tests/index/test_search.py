@@ -263,7 +263,7 @@ def test_highlights_of_a_passage_that_was_analysed_before_are_those_of_one_that_
         ("x", SearchOptions(mmr_lambda=2), InvalidQuery, "mmr_lambda is 2; expected 0"),
         ("x", SearchOptions(mode="magic"), InvalidQuery, "mode is 'magic'; expected dense"),
         ("x", SearchOptions(group_by="page"), InvalidQuery, "group_by is 'page'; expected chunk"),
-        ("x", SearchOptions(rerank=True), InvalidQuery, "this collection has no reranker"),
+        ("x", SearchOptions(rerank=True), InvalidQuery, "no reranker is named; name one with --reranker"),
         ("x", SearchOptions(where="year >"), InvalidFilter, "expected a value"),
     ],
 )

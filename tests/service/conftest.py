@@ -57,7 +57,7 @@ def running(folder: Path, *, fill: bool = True, **settings: Any) -> Iterator[Run
         with open_store(folder, embedder_factory=lambda _: embedder) as store:
             store.create_collection("library", embedder).upsert(LIBRARY)
 
-    def opened(location: str, model: str | None) -> Any:
+    def opened(location: str, model: str | None, reranker: str | None) -> Any:
         return open_store(location, embedder_factory=lambda _: embedder)
 
     app = create_app(Settings(store=str(folder), **settings), open_store=opened)

@@ -15,9 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from fastapi.testclient import TestClient
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from api.app import create_app
 from api.cli import app
+from api.settings import Settings
+from rwkv_embed.embedder import Embedder
+from rwkv_embed.rerank import StateReranker
+from tests.embedder.test_backends import save_embedder
+from tests.embedder.test_rerank import reranker_tensors
+from tests.service.conftest import wait_for
 from tests.service.fakes import DIM, WordEmbedder
 
 ROOT = Path(__file__).parents[2]
@@ -403,6 +412,49 @@ def test_eval_prints_a_table_or_json(tmp_path: Path) -> None:
         assert {"ndcg@10", "recall@10", "mrr@10"} <= set(scores[mode])
         assert scores[mode]["ndcg@10"] == 1
     assert "| dense |" in run("eval", str(tmp_path), "--mode", "dense", "--compare", "other")
+    assert "--rerank: no reranker is named" in failing("eval", str(tmp_path), "--rerank", code=2)
+
+
+@pytest.fixture
+def reranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """A tiny reranker beside a store filled by the embedder it looks at, and the ids in its order for "bees"."""
+    import rwkv_embed
+
+    model, reranker = tmp_path / "model", tmp_path / "reranker.safetensors"
+    model.mkdir()
+    monkeypatch.setattr(rwkv_embed, "Embedder", Embedder)
+    monkeypatch.setenv("RWKV_EMBED_MODEL", str(save_embedder(model)))
+    tensors = reranker_tensors(n_layer=3, n_head=2, head_size=8)
+    save_file({f"reranker.{name}": tensor for name, tensor in tensors.items()}, reranker)
+    texts = {f"d{n}": f"{n} bees make honey" for n in range(6)}
+    for id, text in texts.items():
+        run("add", id, given=text)
+    scores = StateReranker(Embedder(model), tensors).score("bees", list(texts.values()))
+    return str(reranker), [f"d{n}" for n in np.argsort(-scores)]
+
+
+def test_search_reranks_with_the_reranker_that_is_named(reranked: tuple[str, list[str]]) -> None:
+    reranker, expected = reranked
+    hits = run_json("search", "bees", "--rerank", "--reranker", reranker, "--explain")["hits"]
+    assert [hit["document_id"] for hit in hits] == expected
+    assert sorted(hit["explain"]["first"]["rank"] for hit in hits) == [1, 2, 3, 4, 5, 6]
+    message = failing("search", "bees", "--rerank", code=16)
+    assert "no reranker is named; name one with --reranker NAME|PATH or RWKV_EMBED_RERANKER" in message
+    embedder = str(Path(reranker).with_name("model"))
+    result = CliRunner().invoke(app, ["search", "bees", "--rerank", "--reranker", embedder])
+    assert f"{embedder} is an embedder, which cannot rerank; name a reranker or a language model" in result.stderr
+
+
+def test_the_server_reranks_with_the_reranker_of_its_settings(
+    reranked: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker, expected = reranked
+    monkeypatch.setenv("RWKV_EMBED_RERANKER", reranker)
+    with TestClient(create_app(Settings())) as client:
+        wait_for(lambda: client.get("/ready").status_code == 200)
+        body = {"query": "bees", "rerank": True}
+        hits = client.post("/v1/collections/default/search", json=body).json()["hits"]
+    assert [hit["document_id"] for hit in hits] == expected
 
 
 def test_models_are_described_and_converted(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
     embedder = FakeEmbedder()
     app = create_app(
         Settings(store=sys.argv[1]),
-        open_store=lambda location, _: open_store(location, lambda model_id: embedder, pipeline=PIPELINE),
+        open_store=lambda location, *_: open_store(location, lambda model_id: embedder, pipeline=PIPELINE),
     )
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
