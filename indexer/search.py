@@ -1,7 +1,7 @@
 """Search a collection: dense, lexical or both, filtered, grouped, spread out, explained.
 
     query -> vector -> dense ranking ---+
-      `----> terms --> lexical ranking -+-> fusion -> rerank -> one per document -> variety -> page -> hits
+      `----> terms --> lexical ranking -+-> fusion -> one per document -> rerank -> variety -> page -> hits
 
 Filters never cost results. Each arm first ranks without the filter and keeps what passes, which is the right
 answer whenever enough passes; only when too little does, the passing chunk ids are listed and the arm ranks
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from indexer.collection import Collection
     from indexer.filters import Filter
 
-MIN_DEPTH = 200  # candidates of each arm: the same for all early pages, so that these follow each other
+MIN_DEPTH = 200  # candidates of each arm
 DEPTH_PER_HIT = 3
 MAX_DEPTH = 100_000  # where the search for one more document gives up
 MAX_OFFSET = 10_000
@@ -64,21 +64,43 @@ def search(collection: "Collection", query: str, options: SearchOptions | None =
     options = options or SearchOptions()
     query = clean_text(query)
     _check(query, options)
-    wanted = options.offset + options.top_k
     with collection.session() as session:
         request = _Request(collection, session, query, options)
-        pool = wanted * (MMR_DEPTH if options.mmr_lambda is not None else 1)
-        depth = _first_depth(pool)
-        while True:
-            candidates, exhausted = request.candidates(depth, pool)
-            if exhausted or len(candidates) >= wanted or depth >= MAX_DEPTH:
-                break
-            depth *= 4
-        if options.mmr_lambda is not None:
-            candidates = _spread(request, candidates, wanted, options.mmr_lambda)
+        page = _page(request, options)
         if options.score_threshold is not None:
-            candidates = [candidate for candidate in candidates if candidate.score >= options.score_threshold]
-        return request.hits(candidates[options.offset : wanted])
+            page = [candidate for candidate in page if candidate.score >= options.score_threshold]
+        return request.hits(page)
+
+
+def _page(request: "_Request", options: SearchOptions) -> "list[_Candidate]":
+    """The candidates of a page, cut from a sequence that does not depend on where the page begins.
+
+    The sequence is what the arms find at the depth that the first page needs, then what they find besides at four
+    times that depth, and so on. Each of these parts is cut into blocks, which are reranked and spread out alone.
+    """
+    end = options.offset + options.top_k
+    size = _block_size(options)
+    depth, pool = _first_depth(size), -(-end // size) * size
+    blocks: list[list[_Candidate]] = []
+    known: set[int] = set()
+    while True:
+        candidates, exhausted = request.candidates(depth, pool + len(known))
+        at_end = exhausted or depth >= MAX_DEPTH
+        if known or at_end or len(candidates) >= options.top_k:  # else even the first page wants more depth
+            found = {request.key(candidate): candidate for candidate in candidates}
+            blocks += batched([found[key] for key in found if key not in known], size)
+            known.update(found)
+            if at_end or len(known) >= end:
+                break
+            request.narrow = request.conditional  # nothing that passes is missed, however far the page
+        depth *= 4
+    ranking: list[_Candidate] = []
+    for block in blocks:
+        if len(ranking) >= end:
+            break
+        seen = len(ranking) + len(block) > options.offset
+        ranking += request.ordered(block, len(ranking), end - len(ranking)) if seen else block
+    return ranking[options.offset : end]
 
 
 def arm_rankings(collection: "Collection", query: str, depth: int) -> dict[str, Ranking]:
@@ -128,6 +150,13 @@ def _first_depth(wanted: int) -> int:
     return depth
 
 
+def _block_size(options: SearchOptions) -> int:
+    """How many candidates are reranked, or among how many variety is looked for, at a time."""
+    if options.rerank:
+        return max(RERANK_DEPTH, options.top_k)
+    return options.top_k * (MMR_DEPTH if options.mmr_lambda is not None else 1)
+
+
 class _Request:
     """One search: the parsed query and filter, and the arms that rank for it."""
 
@@ -141,6 +170,8 @@ class _Request:
         self.filter = self._filter()
         self.passes = self._condition()
         self.demanded = collection.store.fulltext.demanded(collection.id, query, ChunkRow.id.expression)
+        self.conditional = self.passes is not None or self.demanded is not None
+        self.by_document = options.group_by == "document"
         self.narrow = False  # whether an arm found too little that fulfils the condition
         # What loads or asks for a connection of its own comes before this request's first statement, which takes
         # one for as long as the request lasts: were each to ask for a second, all could wait for each other.
@@ -153,7 +184,7 @@ class _Request:
         self.nearest: dict[int, tuple[float, Span]] = {}  # by chunk id: a passage's best sentence
 
     def candidates(self, depth: int, wanted: int) -> tuple[list[_Candidate], bool]:
-        """The best `wanted` candidates after fusion, reranking and grouping; and whether the arms have no more.
+        """The best `wanted` candidates after fusion and grouping; and whether the arms have no more.
 
         Each arm ranks `depth` chunks.
         """
@@ -169,12 +200,19 @@ class _Request:
             fused = next(iter(rankings.values()))
         else:
             fused = fuse(rankings["dense"], rankings["lexical"], self.parsed.size)
-        by_document = self.options.group_by == "document"
-        if not self.options.rerank:
-            return self._placed(fused, rankings, wanted, by_document), exhausted
-        best = self._placed(fused, rankings, max(RERANK_DEPTH, self.options.offset + self.options.top_k))
-        found = self._reranked(best)
-        return (_best_of_each_document(found) if by_document else found), True
+        return self._placed(fused, rankings, wanted), exhausted
+
+    def key(self, candidate: _Candidate) -> int:
+        """What a search gives only once."""
+        return candidate.document_id if self.by_document else candidate.chunk_id
+
+    def ordered(self, block: list[_Candidate], before: int, count: int) -> list[_Candidate]:
+        """The first `count` of a block as they are shown; `before` candidates come before it."""
+        if self.options.rerank:
+            block = self._reranked(block, before)
+        if self.options.mmr_lambda is not None:
+            block = self._spread(block, count, self.options.mmr_lambda)
+        return block
 
     def hits(self, page: Sequence[_Candidate]) -> list[SearchHit]:
         """The hits of a page, in its order."""
@@ -222,10 +260,10 @@ class _Request:
         if not self.narrow:
             ranking = arm(depth, None)
             at_end = len(ranking) < depth
-            if self.passes is None and self.demanded is None:
+            if not self.conditional:
                 return ranking, at_end
             passing = self._fulfilling([chunk_id for chunk_id, _ in ranking])
-            wanted = self.options.offset + self.options.top_k
+            wanted = self.options.top_k
             surest = ranking[: max(depth // SURE, wanted)]
             if at_end or sum(chunk_id in passing for chunk_id, _ in surest) >= wanted:
                 return [(chunk_id, score) for chunk_id, score in ranking if chunk_id in passing], at_end
@@ -303,9 +341,7 @@ class _Request:
             chunks = chunks.join(DocumentRow, DocumentRow.id == ChunkRow.document_id).where(self.passes)
         return set(self.session.scalars(chunks if self.demanded is None else chunks.where(self.demanded)))
 
-    def _placed(
-        self, fused: Ranking, rankings: dict[str, Ranking], wanted: int, by_document: bool = False
-    ) -> list[_Candidate]:
+    def _placed(self, fused: Ranking, rankings: dict[str, Ranking], wanted: int) -> list[_Candidate]:
         """The best `wanted` candidates, or documents with their best; without chunks deleted a moment ago."""
         ranks = {
             arm: {chunk_id: rank for rank, (chunk_id, _) in enumerate(ranking)}
@@ -318,7 +354,7 @@ class _Request:
             documents = {row.id: row.document_id for row in rows}
             for chunk_id, score in page:
                 document_id = documents.get(chunk_id)
-                if document_id is None or (key := document_id if by_document else chunk_id) in found:
+                if document_id is None or (key := document_id if self.by_document else chunk_id) in found:
                     continue
                 origin = {
                     arm: {"rank": place + 1, "score": rankings[arm][place][1]}
@@ -334,15 +370,22 @@ class _Request:
                 break
         return list(found.values())[:wanted]
 
-    def _reranked(self, best: list[_Candidate]) -> list[_Candidate]:
+    def _reranked(self, best: list[_Candidate], before: int) -> list[_Candidate]:
         """The candidates in the reranker's order and with its scores."""
         assert self.reranker is not None
         texts = self._texts(candidate.chunk_id for candidate in best)
         scores = self.reranker.score(self.parsed.text, [texts[candidate.chunk_id] for candidate in best])
-        for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), start=1):
+        for rank, (candidate, score) in enumerate(zip(best, scores, strict=True), before + 1):
             candidate.origin["first"] = {"rank": rank, "score": candidate.score}
             candidate.score = float(score)
         return sorted(best, key=lambda candidate: (-candidate.score, candidate.chunk_id))
+
+    def _spread(self, block: list[_Candidate], count: int, trade_off: float) -> list[_Candidate]:
+        """The first `count` candidates in the order of maximal marginal relevance."""
+        view = self.index.synchronised(self.session)
+        vectors = view.get(np.array([candidate.chunk_id for candidate in block], np.int64))
+        order = maximal_marginal_relevance([candidate.score for candidate in block], vectors, trade_off, count)
+        return [block[position] for position in order]
 
 
 def _listed(ids: Iterable[int] | None = None) -> Select[Any]:
@@ -369,22 +412,6 @@ _HITS = (
     .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
     .where(ChunkRow.id.in_(_listed()))
 )
-
-
-def _best_of_each_document(found: Iterable[_Candidate]) -> list[_Candidate]:
-    best: dict[int, _Candidate] = {}
-    for candidate in found:
-        best.setdefault(candidate.document_id, candidate)
-    return list(best.values())
-
-
-def _spread(request: _Request, found: list[_Candidate], wanted: int, trade_off: float) -> list[_Candidate]:
-    """The candidates in the order of maximal marginal relevance."""
-    pool = found[: MMR_DEPTH * wanted]
-    view = request.index.synchronised(request.session)
-    vectors = view.get(np.array([candidate.chunk_id for candidate in pool], np.int64))
-    order = maximal_marginal_relevance([candidate.score for candidate in pool], vectors, trade_off, wanted)
-    return [pool[position] for position in order]
 
 
 def highlights(wanted: frozenset[str], text: str) -> list[tuple[int, int]]:

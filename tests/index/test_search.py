@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,52 @@ def test_pages_follow_each_other(collection):
     ]
     assert [id for page in pages for id in page] == everything
     assert len(set(everything)) == 30
+
+
+class Lengths:
+    def score(self, query, passages):
+        return np.array([len(passage) for passage in passages], np.float32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    options=st.builds(
+        SearchOptions,
+        top_k=st.sampled_from([20, 30]),
+        mode=st.sampled_from(["dense", "lexical", "hybrid"]),
+        group_by=st.sampled_from(["chunk", "document"]),
+        where=st.sampled_from([None, "n >= 150", "year >= 2020 or n < 90"]),
+        mmr_lambda=st.sampled_from([None, 0.5]),
+        rerank=st.booleans(),
+    ),
+    query=st.sampled_from(["filler text number 5", "brown text -fox"]),
+    offset=st.integers(0, 60),
+)
+def test_pages_are_cut_from_one_sequence(collection, options, query, offset):
+    with pytest.MonkeyPatch.context() as patch:
+        # so that pages need several depths and blocks
+        for name, value in {"MIN_DEPTH": 5, "DEPTH_PER_HIT": 1, "MMR_DEPTH": 2, "RERANK_DEPTH": 50}.items():
+            patch.setattr(search, name, value)
+        patch.setitem(vars(collection), "reranker", Lengths())
+
+        def found(start):
+            return ids(collection.search(query, replace(options, offset=start)))
+
+        pages = [found(start) for start in range(0, 220, options.top_k)]
+        whole = [id for page in pages for id in page]
+        everything = collection.search(query, replace(options, top_k=1000, mmr_lambda=None, rerank=False))
+        assert len(set(whole)) == len(whole)
+        assert set(whole) == set(ids(everything))
+        assert found(offset) == whole[offset : offset + options.top_k]
+
+
+def test_reranking_one_hit_per_document_finds_as_many_as_without(tmp_path):
+    with open_store(tmp_path, lambda model_id: FakeEmbedder(), reranker_factory=lambda _: Lengths()) as store:
+        collection = store.create_collection("long")
+        long = "\n\n".join(f"# Part {n}\n\n" + "same words again. " * 60 for n in range(80))
+        collection.upsert([Document("long", long), Document("other", "same thing once")])
+        hits = collection.search("same words", SearchOptions(group_by="document", rerank=True))
+        assert ids(hits) == ["long", "other"]
 
 
 def test_every_chunk_is_a_candidate_in_dense_mode(collection):
