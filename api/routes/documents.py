@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,11 @@ class _DocumentId(PathConvertor):
 register_url_convertor("document_id", _DocumentId())
 router = APIRouter(prefix="/v1/collections/{collection}/documents", tags=["documents"])
 COPY_BYTES = 1 << 20
+MAX_FILE_NAME_BYTES = 200
+FOLDED_ID = (
+    "the id has a part that is `.` or `..`, which clients take out of an address before they send it; "
+    "choose another id"
+)
 
 
 @router.post("", summary="Put documents in")
@@ -42,9 +48,9 @@ async def upsert(request: Request, collection: str, asked: OneOrMany, service: S
     check_count(service, len(asked.documents), "documents")
     documents = [Document(**document.model_dump()) for document in asked.documents]
     done = await service.use(
-        request, collection, lambda chosen: chosen.upsert(documents), inputs=len(documents)
+        request, collection, lambda chosen: _put(chosen, documents), inputs=len(documents)
     )
-    return json_response(shapes.report(done))
+    return json_response(done)
 
 
 @router.post("/upload", summary="Upload files")
@@ -56,43 +62,70 @@ async def upload(
     A document's id is the file's name. A file that cannot be read is in `failed`; the others are taken.
     """
     check_count(service, len(files), "files")
+    names = [_name(file) for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(
+                f"two files are called {name!r}; their names are the ids, so they must differ", param="files"
+            )
     with tempfile.TemporaryDirectory(prefix="rwkv-embed-") as folder:
-        paths = [await _save(file, Path(folder)) for file in files]
-        done = await service.use(request, collection, lambda chosen: _index(chosen, paths), inputs=len(paths))
+        uploads = {
+            name: await _save(file, name, Path(folder, str(number)))
+            for number, (file, name) in enumerate(zip(files, names, strict=True))
+        }
+        done = await service.use(
+            request, collection, lambda chosen: _index(chosen, uploads), inputs=len(uploads)
+        )
     return json_response(done)
 
 
-async def _save(file: UploadFile, folder: Path) -> Path:
-    """Write an upload under the last part of its name, whatever path the client made up."""
+def _name(file: UploadFile) -> str:
+    """The last part of an upload's name, whatever path the client made up."""
     name = PureWindowsPath(PurePosixPath(file.filename or "").name).name
     name = "".join(character for character in name if character.isprintable())[-200:]
     if not name.strip(". "):
         raise InvalidRequest(
             f"the file name {file.filename!r} has no last part; name the file", param="files"
         )
-    path = folder / name
-    if path.exists():
-        raise InvalidRequest(
-            f"two files are called {name!r}; their names are the ids, so they must differ", param="files"
-        )
+    return name
+
+
+async def _save(file: UploadFile, name: str, folder: Path) -> Path:
+    """Write an upload to a folder of its own. A file system counts a name's bytes: the end says the format."""
+    folder.mkdir()
+    path = folder / name.encode()[-MAX_FILE_NAME_BYTES:].decode(errors="ignore")
     with path.open("wb") as stream:
         while block := await file.read(COPY_BYTES):
             stream.write(block)
     return path
 
 
-def _index(chosen: Collection, paths: Sequence[Path]) -> dict[str, Any]:
+def _index(chosen: Collection, uploads: Mapping[str, Path]) -> dict[str, Any]:
     from indexer.errors import LoaderError
     from indexer.loaders import load
 
     documents: list[Document] = []
     failed: list[dict[str, str]] = []
-    for path in paths:
+    for name, path in uploads.items():
         try:
-            documents += [replace(found, uri=found.id) for found in load(path, path.parent)]
+            for found in load(path, path.parent):
+                own = name + found.id.removeprefix(path.name)
+                title = name if found.title == path.name else found.title
+                documents.append(replace(found, id=own, uri=own, title=title))
         except LoaderError as error:
-            failed.append({"path": path.name, "reason": error.reason})
-    report = shapes.report(chosen.upsert(documents))
+            failed.append({"path": name, "reason": error.reason})
+    report = _put(chosen, documents)
+    return report | {"failed": failed + report["failed"]}
+
+
+def _put(chosen: Collection, documents: Sequence[Document]) -> dict[str, Any]:
+    """The report of putting them in, but for ids that no client could send as part of an address.
+
+    Clients fold `.` and `..` away before they send a path: to delete the document `..` would delete the collection.
+    """
+    folded = {document.id for document in documents if {".", ".."} & set(re.split(r"[/\\]", document.id))}
+    report = shapes.report(chosen.upsert(document for document in documents if document.id not in folded))
+    failed = [{"path": id[:200], "reason": FOLDED_ID} for id in sorted(folded)]
     return report | {"failed": failed + report["failed"]}
 
 

@@ -78,6 +78,18 @@ def test_an_id_that_ends_in_a_newline_is_not_taken_for_another(client: httpx.Cli
     assert client.get(f"{mine}/documents/a").json()["text"] == "one"
 
 
+def test_ids_that_clients_fold_out_of_an_address_are_refused(client: httpx.Client, mine: str) -> None:
+    folded = ["..", ".", "a/../..", "a\\..\\b"]  # DELETE of the first would reach the collection instead
+    documents = [{"id": id, "text": "x"} for id in [*folded, "a/..b/...", "a.b"]]
+    report = client.post(f"{mine}/documents", json=documents).json()
+    assert report["added"] == 2
+    assert [failure["path"] for failure in report["failed"]] == sorted(folded)
+    assert report["failed"][0]["reason"].startswith("the id has a part that is `.` or `..`")
+    rows = ("rows.csv", b"id,text\n../..,one\ntwo,two\n")
+    report = client.post(f"{mine}/documents/upload", files=[("files", rows)]).json()
+    assert (report["added"], [failure["path"] for failure in report["failed"]]) == (1, ["rows.csv#../.."])
+
+
 def test_append_adds_to_the_end(client: httpx.Client, mine: str) -> None:
     client.post(f"{mine}/documents", json={"id": "log", "text": "Bees make honey."})
     assert (
@@ -103,6 +115,18 @@ def test_uploads_are_read_and_named_by_their_last_part(client: httpx.Client, min
     assert [failure["path"] for failure in report["failed"]] == ["broken.pdf"]
     assert client.get(f"{mine}/documents/notes.txt").json()["text"].strip() == "Bees make honey."
     assert "Flour and water." in client.get(f"{mine}/documents/page.html").json()["text"]
+
+
+def test_uploads_may_have_long_names_in_any_script(client: httpx.Client, mine: str) -> None:
+    long = "水" * 90  # 270 bytes: more than a file system takes
+    files = [("files", (f"{long}.txt", b"Water.")), ("files", (f"{long}.csv", b"id,text\n1,Rain.\n"))]
+    report = client.post(f"{mine}/documents/upload", files=files).json()
+    assert (report["added"], report["failed"]) == (2, [])
+    got = client.get(f"{mine}/documents/{long}.txt").json()
+    assert (got["text"], got["title"], got["uri"]) == ("Water.", f"{long}.txt", f"{long}.txt")
+    assert client.get(f"{mine}/documents/{long}.csv%231").json()["text"] == "Rain."
+    twice = client.post(f"{mine}/documents/upload", files=[files[0], files[0]])
+    assert "two files are called" in error(twice, 400)
 
 
 @pytest.mark.parametrize("name", ["..", "/", ".", "a/..", "\\", "\x01"])
