@@ -69,13 +69,19 @@ class RWKVVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Add or replace documents, one a text; their ids, made up where none is given."""
+        """Add or replace documents, one a text; their ids, made up where none is given.
+
+        ValueError names those that were not stored, and why; the others are.
+        """
         texts = list(texts)
         named = [id or str(uuid4()) for id in ids or [None] * len(texts)]
         described = metadatas or [{}] * len(texts)
-        self.collection.upsert(
+        report = self.collection.upsert(
             Text(id, text, metadata=about) for id, text, about in zip(named, texts, described, strict=True)
         )
+        if report.failed:
+            reasons = "; ".join(f"{failure['path']!r}: {failure['reason']}" for failure in report.failed)
+            raise ValueError(f"{len(report.failed)} of {len(named)} texts were not stored: {reasons}")
         return named
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:

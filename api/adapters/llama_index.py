@@ -2,6 +2,7 @@
 
 from api.adapters.llama_index import RWKVEmbedding, RWKVRetriever
 from api.backend import open_store
+from indexer.types import SearchOptions
 
 with open_store("my-store") as store:
     retriever = RWKVRetriever(store.collection("default"), SearchOptions(top_k=5))

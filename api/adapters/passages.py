@@ -7,10 +7,11 @@ from indexer.types import SearchHit
 
 
 def metadata(hit: SearchHit) -> dict[str, Any]:
-    """The document's own metadata, and where the passage is; `source` is what to show as its origin."""
+    """The document's own metadata, and where the passage is; `source` is what to show as its origin, unless
+    the document has a source of its own."""
     place = {
         name: value
         for name, value in shapes.hit(hit).items()
         if name not in ("text", "metadata", "score", "highlights") and value is not None
     }
-    return {**hit.metadata, **place, "source": hit.uri or hit.document_id}
+    return {"source": hit.uri or hit.document_id, **hit.metadata, **place}

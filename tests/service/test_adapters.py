@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from api.adapters.passages import metadata
 from indexer import open_store
 from indexer.collection import Collection
-from indexer.types import SearchOptions
+from indexer.types import Document, SearchOptions
 from rwkv_embed import Embedder
 from tests.service.conftest import LIBRARY
 from tests.service.fakes import WordEmbedder
@@ -43,6 +44,12 @@ def llama_index() -> Any:
     from api.adapters import llama_index
 
     return llama_index
+
+
+def test_a_source_of_the_documents_own_is_kept(collection: Collection) -> None:
+    collection.upsert([Document("wax", "Wax is soft.", uri="file:///wax", metadata={"source": "Pliny"})])
+    (hit,) = collection.search("wax soft", SearchOptions(top_k=1))
+    assert metadata(hit)["source"] == "Pliny"
 
 
 def test_langchain_searches_as_the_collection_does(langchain: Any, collection: Collection) -> None:
@@ -87,6 +94,13 @@ def test_langchain_adds_and_deletes(langchain: Any, collection: Collection) -> N
     assert store.similarity_search("wax soft", k=1)[0].metadata["year"] == 1
     assert store.delete(["wax", made_up]) is True and store.delete(["wax"]) is False
     assert collection.count() == len(LIBRARY)
+
+
+def test_langchain_tells_what_was_not_stored(langchain: Any, collection: Collection) -> None:
+    store = langchain.RWKVVectorStore(collection)
+    with pytest.raises(ValueError, match=r"1 of 2 texts were not stored: 'x{200}': the id has 2000 bytes"):
+        store.add_texts(["Wax is soft.", "Ants dig."], ids=["wax", "x" * 2000])
+    assert collection.get("wax")["text"] == "Wax is soft."
 
 
 def test_langchain_embeddings_and_from_texts(langchain: Any, tmp_path: Path) -> None:
