@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
-from api.errors import ModelNotServed, NotReady, sentence
+from api.errors import EXPECTED, ModelNotServed, NotReady, sentence
 from api.metrics import Metrics
 from api.settings import Settings
 from api.shapes import dumps
@@ -69,7 +69,8 @@ class Service:
         try:
             await self.workers.run_admitted(load)
         except Exception as error:
-            log.exception("The server cannot work: %s", sentence(error))
+            expected = isinstance(error, EXPECTED)  # its sentence says all; a fault of ours needs the traceback
+            log.error("The server cannot work: %s", sentence(error), exc_info=not expected)
             self._failure = error
 
     async def stop(self) -> None:
@@ -77,10 +78,11 @@ class Service:
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
-    def check(self) -> None:
-        """NotReady, with the reason, when the store or the model is not there."""
+    def check(self, *, tell: bool = True) -> None:
+        """NotReady when the store or the model is not there; the reason may name paths of this machine."""
         if self._failure is not None:
-            raise NotReady(f"the server could not start: {sentence(self._failure)}")
+            reason = f": {sentence(self._failure)}" if tell else "; whoever runs it finds the reason in its log"
+            raise NotReady(f"the server could not start{reason}")
         if self._embedder is None:
             raise NotReady(
                 f"the model is still loading; try again in {START_SECONDS} s", retry_after=START_SECONDS
@@ -125,12 +127,19 @@ class Service:
             return self._generators[name]
 
     async def use(
-        self, request: Request, collection: str, work: Callable[[Collection], T], *, inputs: int = 1
+        self,
+        request: Request,
+        collection: str,
+        work: Callable[[Collection], T],
+        *,
+        inputs: int = 1,
+        writes: bool = False,
     ) -> T:
         """`work(collection)` in a thread; given up when the client goes before it has started."""
         store = self.store
         return await while_connected(
-            request, self.workers.run(lambda: work(store.collection(collection)), inputs=inputs)
+            request,
+            self.workers.run(lambda: work(store.collection(collection)), inputs=inputs, writes=writes),
         )
 
 

@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         default=[], description="web origins whose pages may call the API"
     )
 
-    threads: int = Field(default=2, ge=1, le=256, description="requests worked on at once")
+    threads: int = Field(
+        default=2, ge=1, le=256, description="requests worked on at once; writes have one more of their own"
+    )
     queue_limit: int = Field(
         default=1024, ge=1, description="inputs (texts, queries, documents) waiting or in work; more gets 429"
     )

@@ -36,10 +36,15 @@ def closing_if_closable(items: Iterable[T]) -> Iterator[Iterable[T]]:
 
 
 class Workers:
-    """Threads that work for the event loop. `load` is the number of inputs waiting or being worked on."""
+    """Threads that work for the event loop. `load` is the number of inputs waiting or being worked on.
+
+    Writes have one thread of their own: they wait for each other and for other processes, and would keep
+    searches waiting with them.
+    """
 
     def __init__(self, threads: int, limit: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rwkv-embed")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rwkv-embed-writer")
         self._streams: set[threading.Event] = set()
         self.limit, self.load = limit, 0
 
@@ -61,14 +66,15 @@ class Workers:
         finally:
             self.load -= inputs
 
-    async def run(self, work: Callable[[], T], *, inputs: int = 1) -> T:
+    async def run(self, work: Callable[[], T], *, inputs: int = 1, writes: bool = False) -> T:
         """`work()` in a thread. Cancelled while it waits, it never starts."""
         with self.places(inputs):
-            return await self.run_admitted(work)
+            return await self.run_admitted(work, writes=writes)
 
-    async def run_admitted(self, work: Callable[[], T]) -> T:
+    async def run_admitted(self, work: Callable[[], T], *, writes: bool = False) -> T:
         """As `run`, for work that holds its places already."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        pool = self._writer if writes else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     async def stream(self, produce: Callable[[], Iterable[T]]) -> AsyncGenerator[T, None]:
         """The items of `produce()`, made in one thread, which stops when the reader leaves."""
@@ -110,7 +116,8 @@ class Workers:
         """Stop streams at their next item, drop what has not started, wait for what runs."""
         for stop in self._streams:
             stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._writer):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(eq=False)

@@ -25,7 +25,8 @@ async def create_collection(request: Request, asked: NewCollection, service: Ser
     chunking = ChunkingOptions(**asked.chunking.model_dump())
     store = service.store
     created = await service.workers.run(
-        lambda: store.create_collection(asked.name, chunking=chunking, metadata=asked.metadata).info
+        lambda: store.create_collection(asked.name, chunking=chunking, metadata=asked.metadata).info,
+        writes=True,
     )
     return json_response(shapes.collection(created), 201)
 
@@ -50,5 +51,5 @@ async def stats(
 async def delete_collection(collection: str, service: ServiceDependency) -> Response:
     """There is no way back, except a backup."""
     store = service.store
-    await service.workers.run(lambda: store.delete_collection(collection))
+    await service.workers.run(lambda: store.delete_collection(collection), writes=True)
     return json_response({"object": "collection", "name": collection, "deleted": True})

@@ -48,8 +48,9 @@ async def upsert(request: Request, collection: str, asked: OneOrMany, service: S
     check_count(service, len(asked.documents), "documents")
     documents = [Document(**document.model_dump()) for document in asked.documents]
     done = await service.use(
-        request, collection, lambda chosen: _put(chosen, documents), inputs=len(documents)
+        request, collection, lambda chosen: _put(chosen, documents), inputs=len(documents), writes=True
     )
+    service.metrics.embedded.inc(done["chunks_embedded"])
     return json_response(done)
 
 
@@ -74,8 +75,9 @@ async def upload(
             for number, (file, name) in enumerate(zip(files, names, strict=True))
         }
         done = await service.use(
-            request, collection, lambda chosen: _index(chosen, uploads), inputs=len(uploads)
+            request, collection, lambda chosen: _index(chosen, uploads), inputs=len(uploads), writes=True
         )
+    service.metrics.embedded.inc(done["chunks_embedded"])
     return json_response(done)
 
 
@@ -121,7 +123,7 @@ def _index(chosen: Collection, uploads: Mapping[str, Path]) -> dict[str, Any]:
 def _put(chosen: Collection, documents: Sequence[Document]) -> dict[str, Any]:
     """The report of putting them in, but for ids that no client could send as part of an address.
 
-    Clients fold `.` and `..` away before they send a path: to delete the document `..` would delete the collection.
+    Clients fold `.` and `..` away before they send a path: DELETE of the document `..` deletes the collection.
     """
     folded = {document.id for document in documents if {".", ".."} & set(re.split(r"[/\\]", document.id))}
     report = shapes.report(chosen.upsert(document for document in documents if document.id not in folded))
@@ -152,9 +154,8 @@ async def delete_many(
     request: Request, collection: str, asked: DocumentIds, service: ServiceDependency
 ) -> Response:
     """`deleted` counts those that were there."""
-    return json_response(
-        {"deleted": await service.use(request, collection, lambda chosen: chosen.delete(asked.ids))}
-    )
+    deleted = await service.use(request, collection, lambda chosen: chosen.delete(asked.ids), writes=True)
+    return json_response({"deleted": deleted})
 
 
 @router.get("/{document_id:document_id}", summary="Read a document")
@@ -171,7 +172,10 @@ async def append(
 ) -> Response:
     """Embeds the new text and the passage that it continues, no more. With context "document" only the new text
     is read: the RNN's state remembers the rest."""
-    done = await service.use(request, collection, lambda chosen: chosen.append(document_id, asked.text))
+    done = await service.use(
+        request, collection, lambda chosen: chosen.append(document_id, asked.text), writes=True
+    )
+    service.metrics.embedded.inc(done.chunks_embedded)
     return json_response(shapes.report(done))
 
 
@@ -185,4 +189,4 @@ async def delete_document(
         chosen.get(document_id)
         return chosen.delete([document_id])
 
-    return json_response({"deleted": await service.use(request, collection, work)})
+    return json_response({"deleted": await service.use(request, collection, work, writes=True)})
