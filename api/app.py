@@ -36,8 +36,9 @@ DESCRIPTION = """Semantic search and cited answers over your own documents, in a
 * **Text Embeddings Inference**: `/embed`, `/rerank` and `/info`.
 
 Where the server has keys, send one as `Authorization: Bearer KEY` or `x-api-key: KEY`. Every error has
-OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`; 429 and 503 say in `Retry-After` when to
-come back. Every answer has an `x-request-id`."""
+OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`; 429, and a 503 that ends by itself (the
+model is loading, another process writes), say in `Retry-After` when to come back. Every answer has an
+`x-request-id`."""
 
 
 def create_app(settings: Settings | None = None, *, open_store: OpenStore = backend.open_store) -> FastAPI:

@@ -4,6 +4,7 @@ ApiError                 what only this room can find wrong
 ├── InvalidRequest       the request makes no sense (a value, a combination)
 ├── ModelNotServed       the request names a model or collection@generator that this server does not have
 ├── NotAuthenticated     no API key, or not one of ours
+├── ForeignPage          a web page of another site tries to change something
 ├── PayloadTooLarge      the body is over a limit of the settings
 ├── Overloaded           the queue is full, or the key used up its minute; carries the seconds to wait
 ├── NotReady             the model or the store is still loading, or could not be opened
@@ -40,6 +41,10 @@ class NotAuthenticated(ApiError):
     """No API key, or not one of ours."""
 
 
+class ForeignPage(ApiError):
+    """A web page of another site tries to change something."""
+
+
 class PayloadTooLarge(ApiError):
     """The body is over a limit of the settings."""
 
@@ -73,6 +78,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     InvalidRequest: Meaning(400, 2, _INVALID),
     ModelNotServed: Meaning(404, 3, _INVALID, "model_not_found"),
     NotAuthenticated: Meaning(401, 4, "authentication_error", "invalid_api_key"),
+    ForeignPage: Meaning(403, 23, "permission_error", "foreign_page"),
     PayloadTooLarge: Meaning(413, 5, _INVALID, "request_too_large"),
     Overloaded: Meaning(429, 6, "rate_limit_error", "rate_limit_exceeded"),
     NotReady: Meaning(503, 7, _SERVER, "not_ready"),

@@ -4,6 +4,7 @@ Plain ASGI, so that streams stream and a refused request is never read. Order, o
 `Guarded`, `BodyLimit`.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -16,14 +17,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, NotAuthenticated, Overloaded, PayloadTooLarge, body, meaning
+from api.errors import (
+    ApiError,
+    ForeignPage,
+    NotAuthenticated,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    body,
+    meaning,
+)
 from api.metrics import Metrics
 from api.settings import Settings
 from api.shapes import dumps
+from indexer.errors import StoreLocked
 
 log = logging.getLogger("api.requests")
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})  # hold nothing of the store
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
+RETRY_SECONDS = 5  # what a client is told to wait for another writer, or for a server that is restarted
 _REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 
 
@@ -40,6 +53,9 @@ class Observed:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         started, status = time.perf_counter(), 0
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        if method == "HEAD":  # FastAPI's routes know GET only; the HTTP server leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -52,6 +68,16 @@ class Observed:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:  # nobody is there to be answered
             log.info("%s left", request_id)
+        except asyncio.CancelledError:  # the server stops and gives up what is not done in time
+            if status:
+                raise
+            await refuse(
+                send_with_id,
+                NotReady(
+                    "the server is stopping and did not finish this request; send it again when it is back",
+                    retry_after=RETRY_SECONDS,
+                ),
+            )
         except Exception as error:
             log.exception("%s failed", request_id)
             if status:  # half an answer is out: end the connection, so that it is not taken for a whole one
@@ -60,33 +86,50 @@ class Observed:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.requests.labels(method, route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             log.info("%s %s %s %d %.1f ms", request_id, method, route, status, 1000 * seconds)
 
 
 class Guarded:
-    """API keys and requests per minute."""
+    """No writes from other sites' pages, API keys, requests per minute."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._keys = [_digest(key.get_secret_value()) for key in settings.api_keys]
         self._rate = Rate(settings.requests_per_minute) if settings.requests_per_minute else None
+        self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         preflight = scope.get("method") == "OPTIONS"
         if scope["type"] != "http" or _is_open(scope["path"]) or preflight:
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            who = self._authenticate(Headers(scope=scope)) or (scope["client"] or ("unknown",))[0]
+            if scope["method"] not in READING:
+                self._check_page(headers)
+            who = self._authenticate(headers) or (scope["client"] or ("unknown",))[0]
             if self._rate is not None:
                 self._rate.count(who)
         except ApiError as error:
             await refuse(send, error)
             return
         await self._app(scope, receive, send)
+
+    def _check_page(self, headers: Headers) -> None:
+        """ForeignPage when a browser sends this for a page of another origin that is not allowed to.
+
+        A form needs nobody's leave to post files to another site: CORS only keeps its page from the answer.
+        """
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if site in ("same-origin", "none") or "*" in self._origins or origin in self._origins:
+            return
+        if site == "cross-site" or (origin is not None and origin.partition("://")[2] != headers.get("host")):
+            raise ForeignPage(
+                f"a page of {origin or 'another site'} may not change anything here; allow its origin in "
+                "RWKV_EMBED_CORS_ORIGINS"
+            )
 
     def _authenticate(self, headers: Headers) -> str | None:
         """The digest of the caller's key; None when the API is open; NotAuthenticated."""
@@ -171,6 +214,8 @@ def error_headers(error: BaseException) -> dict[str, str]:
     headers = {}
     if isinstance(error, ApiError) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, StoreLocked):
+        headers["retry-after"] = str(RETRY_SECONDS)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
     return headers

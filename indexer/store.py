@@ -354,7 +354,8 @@ def restore(file: str | Path, directory: str | Path) -> dict[str, Any]:
 def _directory(location: str | Path) -> Path:
     """The store's directory; StoreError when it cannot be one."""
     if "://" in str(location):
-        raise StoreError(f"{location} is a URL, but a store is a directory; give --store a directory")
+        shown = re.sub("://.*@", "://", str(location), flags=re.DOTALL)  # a password is nobody's business
+        raise StoreError(f"{shown} is a URL, but a store is a directory; give --store a directory")
     directory = Path(location).expanduser().absolute()
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")

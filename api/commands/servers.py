@@ -44,6 +44,8 @@ def serve(
         wrong = error.errors()[0]
         variable = "RWKV_EMBED_" + ".".join(map(str, wrong["loc"])).upper()
         raise InvalidRequest(f"{variable}: {wrong['msg']}; the value is {wrong['input']!r}") from None
+    if "://" in settings.store:  # not shown: it may hold a password
+        raise InvalidRequest("RWKV_EMBED_STORE or --store is a URL, but a store is a directory; give a directory")
     if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         note(f"Warning: whoever reaches {host} can read and change the store; set RWKV_EMBED_API_KEYS.")
     note(

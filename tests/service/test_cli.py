@@ -226,6 +226,7 @@ def test_embed_lines_json_and_npy(tmp_path: Path) -> None:
         ),
         (["search", "a", "--threshold", "nan"], 2, "--threshold nan: a number is needed"),
         (["add", "a", "--file", "/no/such/file"], 40, "/no/such/file: No such file or directory"),
+        (["serve", "--store", "pg://me:secret@host/db"], 2, "--store is a URL, but a store is a directory"),
         (["ask"], 2, "give either a question or -i"),
         (["delete"], 2, "say either which documents to delete"),
         (["search"], 2, "Missing argument"),

@@ -296,6 +296,17 @@ def test_metrics_count_routes_and_never_what_clients_send(client: httpx.Client) 
     assert "SECRET" not in text and "secret" not in text
 
 
+def test_metrics_count_the_passages_of_documents(client: httpx.Client, mine: str) -> None:
+    def embedded() -> float:
+        return float(client.get("/metrics").text.partition("\nrwkv_embed_texts_embedded_total ")[2].split()[0])
+
+    before = embedded()
+    client.post(f"{mine}/documents", json={"id": "log", "text": "Ants dig."})
+    client.post(f"{mine}/documents/log/append", json={"text": " Wax is soft."})
+    client.post(f"{mine}/documents/upload", files=[("files", ("a.txt", b"Water."))])
+    assert embedded() == before + 3
+
+
 def test_a_store_that_cannot_be_opened_is_told_by_ready(tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
@@ -309,6 +320,31 @@ def test_a_store_that_cannot_be_opened_is_told_by_ready(tmp_path: Path) -> None:
             pass
         assert "could not start" in message and "is a file" in message
         assert "could not start" in error(broken.get("/v1/collections"), 503)
+    with TestClient(create_app(Settings(store=str(tmp_path / "file"), api_keys="key"))) as broken:
+        while "still loading" in (message := error(broken.get("/ready"), 503)):
+            pass
+        assert message == "the server could not start; whoever runs it finds the reason in its log"
+        told = broken.get("/v1/collections", headers={"x-api-key": "key"})
+        assert "is a file" in error(told, 503)
+
+
+def test_head_is_get_without_a_body(client: httpx.Client) -> None:
+    for path in ("/", "/health", "/v1/models"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
+    assert client.head("/nowhere").status_code == 404
+    assert 'method="HEAD",route="/health",status="200"' in client.get("/metrics").text
+
+
+def test_a_store_that_others_write_to_says_when_to_come_back(tmp_path: Path) -> None:
+    with running(tmp_path / "s") as server, server.client() as client:
+        store = server.app.state.service.store
+        store._writer.wait_s = 0.1
+        with store.exclusive("the test"):
+            reply = client.post("/v1/collections/library/documents", json={"id": "a", "text": "a"})
+    assert "the test" in error(reply, 503)
+    assert (reply.json()["error"]["code"], reply.headers["retry-after"]) == ("store_locked", "5")
 
 
 def test_a_fault_of_ours_is_a_500_without_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Keys, limits, overload, disconnects and hostile input."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -14,8 +15,14 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
 
+from api.metrics import Metrics
+from api.middleware import Observed
+from indexer import open_store
+from indexer.store import Store
 from tests.service.conftest import Running, running, wait_for
+from tests.service.fakes import WordEmbedder
 
 KEYS = "first-key,second-key"
 
@@ -83,6 +90,75 @@ def client(guarded: Running) -> Iterator[httpx.Client]:
         yield made
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://localhost:1", "sec-fetch-site": "same-site"}, 403),
+        ({"origin": "https://friend.example", "sec-fetch-site": "cross-site"}, 200),
+        ({"origin": "https://behind.a.proxy", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "SELF"}, 200),
+        ({}, 200),
+    ],
+)
+def test_pages_of_other_sites_change_nothing(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    from fastapi.testclient import TestClient
+
+    from api.app import create_app
+    from api.settings import Settings
+
+    def opened(location: str, model: str | None) -> Store:
+        return open_store(location, embedder_factory=WordEmbedder)
+
+    app = create_app(Settings(store=str(tmp_path / "s"), cors_origins="https://friend.example"), open_store=opened)
+    with TestClient(app) as client:
+        wait_for(lambda: app.state.service._embedder is not None)
+        if headers.get("origin") == "SELF":
+            headers = {"origin": str(client.base_url)}
+        client.post("/v1/collections", json={"name": "mine"})
+        files = {"files": ("a.txt", b"Bees.")}
+        reply = client.post("/v1/collections/mine/documents/upload", files=files, headers=headers)
+        assert reply.status_code == status, reply.text
+        if status == 403:
+            assert reply.json()["error"]["code"] == "foreign_page"
+            assert reply.json()["error"]["message"].endswith(
+                "may not change anything here; allow its origin in RWKV_EMBED_CORS_ORIGINS"
+            )
+        assert client.get("/v1/collections/mine", headers=headers).json()["documents"] == (status == 200)
+
+
+def test_a_request_that_the_stopping_server_gives_up_is_answered() -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(60)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def stop() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        request = asyncio.create_task(Observed(app, Metrics())(scope, receive, send))
+        await asyncio.sleep(0.01)
+        request.cancel()
+        await request
+
+    asyncio.run(stop())
+    start, content = sent
+    assert start["status"] == 503 and (b"retry-after", b"5") in start["headers"]
+    assert json.loads(content["body"])["error"] == {
+        "message": "the server is stopping and did not finish this request; send it again when it is back",
+        "type": "server_error",
+        "param": None,
+        "code": "not_ready",
+    }
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_bodies_over_the_limit_are_refused(client: httpx.Client, declared: bool) -> None:
     body = json.dumps({"query": "x" * 5000}).encode()
@@ -147,6 +223,23 @@ def test_overload_is_refused_counts_inputs_and_leaves_health_alone(tmp_path: Pat
             assert [future.result().status_code for future in (six, *two)] == [200, 200, 200]
         wait_for(lambda: load() == 0)
         assert embed(8).status_code == 200
+
+
+def test_writes_that_wait_do_not_keep_searches_waiting(tmp_path: Path) -> None:
+    with running(tmp_path / "s") as server:
+        service = server.app.state.service
+
+        def post(path: str, body: dict) -> httpx.Response:
+            with server.client() as client:
+                return client.post(f"/v1/collections/library/{path}", json=body)
+
+        with ThreadPoolExecutor(4) as pool:
+            with service.store.exclusive("the test"):
+                writes = [pool.submit(post, "documents", {"id": str(n), "text": "a"}) for n in range(4)]
+                wait_for(lambda: service.workers.load == 4)
+                assert len(post("search", {"query": "bees"}).json()["hits"]) == 5
+                assert not any(write.done() for write in writes)
+            assert [write.result().json()["added"] for write in writes] == [1] * 4
 
 
 def test_waiting_requests_share_a_batch_and_take_turns(tmp_path: Path) -> None:
