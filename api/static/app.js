@@ -6,6 +6,7 @@ const PAGE = 10;
 let points = [];
 let chosenLanguage = null;
 let shownPoint = null; // of the map
+let shownSearch = location.search; // the part of the address that the page shows
 let running = null; // AbortController of the search or answer in progress
 
 // ---- talking to the server
@@ -96,6 +97,13 @@ function filter() {
   const wanted = language.split(/[\s,]+/).filter(Boolean);
   const languages = wanted.length ? `lang in (${wanted.join(", ")})` : "";
   return languages && where ? `${languages} and (${where})` : languages || where || null;
+}
+
+async function loadLanguages() {
+  const { languages } = await (await call(address("stats"))).json();
+  $("languages").replaceChildren(
+    ...Object.keys(languages).filter((code) => code !== "unknown").map((code) => element("option", { value: code, textContent: languageName(code) })),
+  );
 }
 
 async function search(offset = 0) {
@@ -192,6 +200,7 @@ async function act(what, remember = true) {
     const fields = new URLSearchParams(new FormData($("form")));
     fields.set("do", what);
     history.pushState(null, "", `?${fields}`);
+    shownSearch = location.search;
   }
   document.title = `${$("query").value} · rwkv-embed`;
   $(what === "ask" ? "results" : "answer").hidden = true;
@@ -332,6 +341,7 @@ async function start() {
   try {
     await loadCollections();
     restoreFromAddress();
+    if ($("collection").value) await loadLanguages();
   } catch (error) {
     say(error.message);
   }
@@ -355,6 +365,7 @@ $("map-button").addEventListener("click", () => {
   if (open) loadMap().catch((error) => say(error.message));
 });
 $("collection").addEventListener("change", () => {
+  loadLanguages().catch((error) => say(error.message));
   if (!$("map").hidden) loadMap().catch((error) => say(error.message));
 });
 $("plane").addEventListener("pointermove", (event) => showPoint(nearest(event)));
@@ -368,6 +379,8 @@ $("plane").addEventListener("keydown", (event) => {
 });
 addEventListener("resize", () => !$("map").hidden && drawMap());
 addEventListener("popstate", () => {
+  if (location.search === shownSearch) return; // a link to a source or to the results, within the page
+  shownSearch = location.search;
   restoreFromAddress();
   if (!new URLSearchParams(location.search).get("q")) showStart();
 });

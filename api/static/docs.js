@@ -50,6 +50,8 @@ const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function curl(api, method, path, operation) {
   const values = { collection: "default", document_id: "udhr/en%2326", name: "default" };
+  // nobody who tries the line out loses what is there
+  if (method === "delete") values.collection = "handbook";
   const url = location.origin + path.replace(/\{(\w+)(:\w+)?\}/g, (_, name) => values[name] ?? name);
   const query = (operation.parameters ?? []).filter((each) => each.in === "query" && each.required);
   const asked = query.map((each) => `${each.name}=${encodeURIComponent(each.schema?.examples?.[0] ?? each.example ?? "text")}`);

@@ -149,6 +149,28 @@ def test_answers_are_streamed_with_links_to_their_sources(page: Any) -> None:
     assert find(page, "#answer-text").get_attribute("aria-busy") == "false"
 
 
+def test_a_click_on_a_citation_does_not_ask_again(page: Any) -> None:
+    search(page, "What do bees make?", "ask")
+    until(page, lambda: page.find_elements("css selector", "#citations li"))
+    count = "return performance.getEntriesByType('resource').filter(each => each.name.endsWith('/ask')).length"
+    asked = page.execute_script(count)
+    answer = find(page, "#answer-text").text
+    find(page, "#answer-text a").click()
+    until(page, lambda: page.current_url.endswith("#cited-1"))
+    find(page, ".skip").send_keys("\ue007")  # Enter
+    until(page, lambda: page.current_url.endswith("#found"))
+    assert page.switch_to.active_element.get_attribute("id") == "found"
+    page.execute_script("return new Promise(done => setTimeout(done, 100))")
+    assert page.execute_script(count) == asked
+    assert find(page, "#answer-text").text == answer and find(page, "#cited-1").is_displayed()
+
+
+def test_languages_of_the_collection_are_offered(page: Any) -> None:
+    until(page, lambda: page.find_elements("css selector", "#languages option"))
+    offered = [each.get_attribute("value") for each in page.find_elements("css selector", "#languages option")]
+    assert sorted(offered) == ["ar", "de", "en", "zh"]
+
+
 def test_map_is_drawn_and_described(page: Any) -> None:
     find(page, "#map-button").click()
     until(page, lambda: page.find_elements("css selector", "#legend li"))
@@ -199,6 +221,11 @@ def test_the_description_of_the_api_is_drawn_without_foreign_scripts(page: Any, 
             break
     else:
         pytest.fail("/v1/embeddings is not described")
+    for each in page.find_elements("css selector", "details summary"):
+        if each.text.startswith("DELETE"):
+            each.click()
+            shown = until(page, lambda each=each: each.find_elements("xpath", "../pre"))[0].text
+            assert "/v1/collections/handbook" in shown and "default" not in shown
 
 
 def test_a_server_with_keys_asks_for_one(browser: Any, tmp_path: Path) -> None:
