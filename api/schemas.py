@@ -79,17 +79,23 @@ class ContentPart(OpenAIRequest):
 
 class ChatMessage(OpenAIRequest):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart]
+    content: Text | list[ContentPart] | None = None
+
+    @model_validator(mode="after")
+    def _content_is_there(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":  # which may have called a tool instead
+            raise ValueError(f"has no content; only a message of the assistant may, not one of the {self.role}")
+        return self
 
     @property
     def text(self) -> str:
-        return (
-            self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        )
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content or ())
 
 
 class StreamOptions(OpenAIRequest):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatRequest(OpenAIRequest):
@@ -102,7 +108,7 @@ class ChatRequest(OpenAIRequest):
         max_length=1000,
         examples=[[{"role": "user", "content": "Who has the right to education?"}]],
     )
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = Field(default=None, description="one answer is all there is")
 

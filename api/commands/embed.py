@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -65,7 +66,10 @@ def embed(
     with progress("Embedding", "texts") as advance:
         batches = _batches(embedder, inputs, kind, dim, advance)
         if npy is not None:
-            _save(npy, batches, dim or embedder.dim)
+            written = _save(npy, batches, dim or embedder.dim)
+            if as_json:
+                shape = {"texts": written, "dim": dim or embedder.dim}
+                say_json({"npy": str(npy), "model": embedder.model_id} | shape)
         elif as_json:
             vectors = [row for _, rows in batches for row in rows.tolist()]
             say_json({"model": embedder.model_id, "dim": dim or embedder.dim, "embeddings": vectors})
@@ -83,8 +87,20 @@ def _inputs(texts: Sequence[str] | None, file: Path | None, whole: bool) -> Iter
     if whole:
         return [text_argument(None, file)]
     if file is not None:
-        return text_argument(None, file).splitlines()
-    return (line.rstrip("\r\n") for line in sys.stdin)
+        return list(_lines(BytesIO(file.read_bytes()), str(file)))
+    return _lines(sys.stdin.buffer, "standard input")
+
+
+def _lines(stream: BinaryIO, source: str) -> Iterator[str]:
+    """What "\\n" or "\\r\\n" ends: other line ends of Unicode are part of a text. InvalidRequest: not UTF-8."""
+    for number, line in enumerate(stream, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"{source}: not UTF-8 text (byte {error.start} of line {number}); convert it with iconv first"
+            ) from None
+        yield text.removesuffix("\n").removesuffix("\r")
 
 
 def _batches(
@@ -98,7 +114,8 @@ def _batches(
         advance(done)
 
 
-def _save(path: Path, batches: Iterable[tuple[list[str], NDArray[np.float32]]], dim: int) -> None:
+def _save(path: Path, batches: Iterable[tuple[list[str], NDArray[np.float32]]], dim: int) -> int:
+    """How many vectors the file has."""
     import numpy as np
 
     rows = [rows for _, rows in batches]
@@ -106,3 +123,4 @@ def _save(path: Path, batches: Iterable[tuple[list[str], NDArray[np.float32]]], 
     with path.open("wb") as stream:  # np.save would add .npy to the name that was asked for
         np.save(stream, array, allow_pickle=False)
     note(f"{path}: {array.shape[0]} vectors of {array.shape[1]} dimensions")
+    return len(array)

@@ -161,7 +161,7 @@ async def chat(request: Request, asked: ChatRequest, service: ServiceDependency)
     last = asked.messages[-1]
     if last.role != "user" or not last.text.strip():
         raise InvalidRequest("the last message must be the user's question, and not empty", param="messages")
-    history = _turns(Turn(role=_role(turn.role), content=turn.text) for turn in asked.messages[:-1])
+    history = _turns(Turn(role=_role(turn.role), content=turn.text) for turn in asked.messages[:-1] if turn.text)
     question = _Question(last.text, generator or None, history)
     reply = _Reply(service, asked)
     try:
@@ -173,6 +173,8 @@ async def chat(request: Request, asked: ChatRequest, service: ServiceDependency)
         raise ModelNotServed(
             f"{error}; a chat model here is a collection, or collection@generator", param="model"
         ) from None
+    except ModelNotServed as error:  # of the generator, which here is a part of the model's name
+        raise ModelNotServed(str(error), param="model") from None
     return json_response(await reply.whole(answer))
 
 

@@ -57,7 +57,7 @@ def run(*arguments: str, code: int = 0, given: str | bytes | None = None) -> str
     return result.stdout
 
 
-def failing(*arguments: str, code: int, given: str | None = None) -> str:
+def failing(*arguments: str, code: int, given: str | bytes | None = None) -> str:
     """The stderr of a command that must fail with `code` and print no results."""
     result = CliRunner().invoke(app, list(arguments), input=given)
     assert (result.exit_code, result.stdout) == (code, ""), (result.stderr, result.exception)
@@ -205,8 +205,26 @@ def test_embed_lines_json_and_npy(tmp_path: Path) -> None:
     file = tmp_path / "vectors"
     run("embed", "--npy", str(file), given="bees make\nhoney")
     np.testing.assert_array_equal(np.load(file), expected)
+    summary = run_json("embed", "a", "--npy", str(file))
+    assert summary == {"npy": str(file), "model": "words", "texts": 1, "dim": DIM}
     run("embed", "--npy", str(file), given="")
     assert np.load(file).shape == (0, DIM)
+
+
+def test_embed_reads_files_and_stdin_alike(tmp_path: Path) -> None:
+    file = tmp_path / "texts"
+    file.write_bytes("\ufeffone\x0ctwo\r\nthree\u2028four\n\nfive".encode())
+    for lines in (run("embed", "--file", str(file)), run("embed", given=file.read_bytes())):
+        assert [json.loads(line)["text"] for line in lines.split("\n")[:-1]] == [
+            "one\x0ctwo",
+            "three\u2028four",
+            "",
+            "five",
+        ]
+    file.write_bytes(b"one\ntwo\xff\n")
+    message = "not UTF-8 text (byte 3 of line 2); convert it with iconv first\n"
+    assert failing("embed", "--file", str(file), code=2) == f"Error: {file}: {message}"
+    assert failing("embed", given=file.read_bytes(), code=2) == f"Error: standard input: {message}"
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,18 @@ def test_chat_takes_content_parts_and_a_conversation(client: openai.OpenAI) -> N
     assert "They live in hives." in reply.choices[0].message.content
 
 
+def test_chat_takes_null_where_openai_does(http: httpx.Client) -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": None}, *QUESTION]
+    body = {"model": "library", "messages": messages, "stream": None, "stream_options": {"include_usage": None}}
+    reply = http.post("/v1/chat/completions", json=body).json()
+    assert "Bees make honey. [1]" in reply["choices"][0]["message"]["content"]
+    wrong = http.post("/v1/chat/completions", json=body | {"messages": [{"role": "user", "content": None}]})
+    assert (wrong.status_code, wrong.json()["error"]["message"]) == (
+        422,
+        "messages.0 has no content; only a message of the assistant may, not one of the user",
+    )
+
+
 def test_chat_abstains(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
         model="library", messages=[{"role": "user", "content": "Quantum chromodynamics lattice?"}]
@@ -184,7 +196,9 @@ def test_chat_abstains(client: openai.OpenAI) -> None:
     ],
 )
 def test_chat_errors(
-    client: openai.OpenAI, model: str, messages: list, error: type[Exception], message: str, stream: bool
+    client: openai.OpenAI, model: str, messages: list, error: type[openai.APIStatusError], message: str, stream: bool
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         client.chat.completions.create(model=model, messages=messages, stream=stream)
+    if error is openai.NotFoundError:
+        assert caught.value.param == "model"
