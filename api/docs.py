@@ -88,7 +88,8 @@ def _exit_codes() -> list[tuple[Any, ...]]:
     known = [
         (meaning.exit_code, _first_line(cls)) for cls, meaning in MEANINGS.items() if meaning.exit_code > 2
     ]
-    return [*fixed, *sorted(known), (130, "stopped with Ctrl-C; what was finished is kept")]
+    stopped = "stopped with Ctrl-C (what `index` had finished is kept), or by a no to a question"
+    return [*fixed, *sorted(known), (130, stopped)]
 
 
 def _first_line(cls: type[BaseException]) -> str:

@@ -8,6 +8,7 @@ ApiError                 what only this room can find wrong
 ├── PayloadTooLarge      the body is over a limit of the settings
 ├── Overloaded           the queue is full, or the key used up its minute; carries the seconds to wait
 ├── NotReady             the model or the store is still loading, or could not be opened
+├── CannotListen         the address or port of `serve` is not to be had
 └── SomeFilesFailed      an ingestion went through, but some files could not be read
 
 Exit codes: 0 success, 1 a fault of ours, 2 wrong usage (as click has it), the table below, 130 Ctrl-C.
@@ -57,6 +58,10 @@ class NotReady(ApiError):
     """The model or the store is still loading, or could not be opened."""
 
 
+class CannotListen(ApiError):
+    """The address or port of `serve` is not to be had."""
+
+
 class SomeFilesFailed(ApiError):
     """An ingestion went through, but some files could not be read."""
 
@@ -82,6 +87,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     PayloadTooLarge: Meaning(413, 5, _INVALID, "request_too_large"),
     Overloaded: Meaning(429, 6, "rate_limit_error", "rate_limit_exceeded"),
     NotReady: Meaning(503, 7, _SERVER, "not_ready"),
+    CannotListen: Meaning(503, 9, _SERVER, "cannot_listen"),
     SomeFilesFailed: Meaning(422, 8, _INVALID, "some_files_failed"),
     # indexer
     index.StoreError: Meaning(503, 10, _SERVER, "store_error"),

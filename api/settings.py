@@ -61,6 +61,20 @@ class Settings(BaseSettings):
         default=15, ge=0, description="how long running requests may finish when the server stops"
     )
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        return value or default_store()  # "" would be the current directory
+
+    @field_validator("generators")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for spec in value:
+            kind, _, name = spec.partition(":")
+            if kind not in ("extractive", "rwkv", "openai") or (kind == "extractive") == bool(name):
+                raise ValueError(f"{spec!r} is no generator; use extractive, rwkv:PATH or openai:MODEL")
+        return value
+
     @field_validator("api_keys", "generators", "model_aliases", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

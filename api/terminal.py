@@ -135,7 +135,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            note("Stopped. What was finished is kept; the same command goes on from there.")
+            indexing = ctx.invoked_subcommand == "index"
+            note("Stopped." + " What was finished is kept; the same command goes on from there." * indexing)
             raise typer.Exit(CTRL_C) from None
         except BrokenPipeError:  # the reader of our pipe, `head` for one, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

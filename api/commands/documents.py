@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +13,7 @@ import typer
 from api import shapes
 from api.errors import InvalidRequest, SomeFilesFailed
 from api.terminal import (
+    CTRL_C,
     DEFAULT_COLLECTION,
     CollectionOption,
     JsonOption,
@@ -27,7 +30,7 @@ from api.terminal import (
     table,
     text_argument,
 )
-from indexer.errors import DocumentNotFound
+from indexer.errors import DocumentNotFound, LoaderError
 
 if TYPE_CHECKING:
     from indexer.types import IngestReport
@@ -79,6 +82,9 @@ def index(
     understood. A file that cannot be read is reported and does not stop the others (exit code 8).
     """
     extra = json_object("--metadata", metadata)
+    for path in paths:  # before a store is made for nothing
+        if not os.path.lexists(path.expanduser()):
+            raise LoaderError(str(path), "no such file or directory; nothing was indexed")
     with collection(store, name, model, create=True) as chosen, progress("Indexing", "files") as advance:
         done = chosen.index_paths(
             paths,
@@ -257,8 +263,17 @@ def _delete_collection(store: str | None, name: str, yes: bool) -> int:
     with opened(store) as chosen:
         documents = chosen.collection(name).count()
         if not yes:
-            typer.confirm(
-                f"Delete the collection {name!r} with its {documents} documents?", abort=True, err=True
-            )
+            _confirm(f"Delete the collection {name!r} with its {documents} documents?")
         chosen.delete_collection(name)
     return documents
+
+
+def _confirm(question: str) -> None:
+    """Go on only after a yes; typer's own prompt takes a closed stdin and Ctrl-C for one another."""
+    typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+    answer = sys.stdin.readline()
+    if not answer:
+        raise InvalidRequest("standard input is closed, so nobody can say yes; nothing was deleted, give --yes")
+    if answer.strip().lower() not in ("y", "yes"):
+        note("Nothing was deleted.")
+        raise typer.Exit(CTRL_C)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from api.errors import InvalidRequest
+from api.errors import CannotListen, InvalidRequest
 from api.terminal import ModelOption, RerankerOption, StoreOption, note
 
 
@@ -43,22 +47,44 @@ def serve(
     except ValidationError as error:
         wrong = error.errors()[0]
         variable = "RWKV_EMBED_" + ".".join(map(str, wrong["loc"])).upper()
-        raise InvalidRequest(f"{variable}: {wrong['msg']}; the value is {wrong['input']!r}") from None
+        reason = wrong["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"{variable}: {reason}; the value is {wrong['input']!r}") from None
     if "://" in settings.store:  # not shown: it may hold a password
         raise InvalidRequest("RWKV_EMBED_STORE or --store is a URL, but a store is a directory; give a directory")
+    sockets = _listen(host, port)
     if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         note(f"Warning: whoever reaches {host} can read and change the store; set RWKV_EMBED_API_KEYS.")
     note(
         f"Store {settings.store}; search page http://{host}:{port}/, API description http://{host}:{port}/docs"
     )
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
-        host=host,
-        port=port,
         log_level="warning",
         timeout_graceful_shutdown=settings.shutdown_seconds,
         server_header=False,
     )
+    with suppress(KeyboardInterrupt):  # the way to stop a server
+        uvicorn.Server(config).run(sockets)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets of all addresses of a host, before anything is loaded; CannotListen."""
+    sockets = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, _, _, _, place in found:
+            try:
+                sockets.append(socket.create_server(place, family=family))
+            except OSError as error:  # `localhost` may also mean ::1 on a machine without IPv6
+                last = place == found[-1][4]
+                if error.errno != errno.EADDRNOTAVAIL or (last and not sockets):
+                    raise
+    except OSError as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise CannotListen(
+            f"cannot listen on {host} port {port}: {reason}; give another --host or --port"
+        ) from None
+    return sockets
 
 
 def mcp(store: StoreOption = None, model: ModelOption = None) -> None:

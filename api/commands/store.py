@@ -167,6 +167,8 @@ def import_collection(
     """Make a new collection of an export. Nothing is embedded again, and no model is needed."""
     from indexer import export
 
+    if not path.is_file():  # before a store is made for nothing
+        raise StoreError(f"{path} cannot be imported: there is no such file; nothing was imported")
     with opened(store, create=True) as chosen, progress("Importing") as advance:
         info = export.import_collection(chosen, path, name, advance).info
     if as_json:

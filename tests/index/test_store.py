@@ -101,7 +101,7 @@ def test_what_cannot_be_opened_is_refused_with_one_sentence(tmp_path, embedder):
     for url in ("sqlite:///x.db", "postgresql://host/db", "mysql://h/x"):
         with pytest.raises(StoreError, match=f"{url} is a URL, but a store is a directory"):
             open_at(url)
-    with pytest.raises(StoreError, match="^postgresql://host/db is a URL") as caught:
+    with pytest.raises(StoreError, match=r"^postgresql://host/db is a URL") as caught:
         open_at("postgresql://me:pass/w@rd@host/db")
     assert "rd@" not in str(caught.value)
 

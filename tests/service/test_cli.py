@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,8 +152,37 @@ def test_add_append_show_list_delete() -> None:
 
 def test_deleting_a_collection_asks_first() -> None:
     run("add", "a", "text")
-    run("delete", "--whole-collection", code=1, given="n\n")
+    question = "Delete the collection 'default' with its 1 documents? [y/N]: "
+    told = failing("delete", "--whole-collection", code=130, given="n\n")
+    assert told == f"{question}Nothing was deleted.\n"
+    told = failing("delete", "--whole-collection", code=2, given="")
+    assert told.endswith("is closed, so nobody can say yes; nothing was deleted, give --yes\n")
     assert run_json("list")["total"] == 1
+    assert run("delete", "--whole-collection", given="y\n") == "1 deleted\n"
+
+
+def test_what_is_not_there_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing("index", "/no/such/place", code=19)
+    told = failing("import", "/no/such/file", code=10)
+    assert told == "Error: /no/such/file cannot be imported: there is no such file; nothing was imported\n"
+    assert not (tmp_path / "store").exists()
+    monkeypatch.setenv("RWKV_EMBED_STORE", "")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert Settings().store == Settings(store="").store == str(tmp_path / "data" / "rwkv-embed")
+
+
+def test_serve_says_what_is_wrong_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert failing("serve", "--port", port, code=9) == (
+            f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use; "
+            "give another --host or --port\n"
+        )
+    assert "cannot listen on 192.0.2.1 port 8000: " in failing("serve", "--host", "192.0.2.1", code=9)
+    for wrong in ("magic", "rwkv", "extractive,openai", "extractive:x"):
+        monkeypatch.setenv("RWKV_EMBED_GENERATORS", wrong)
+        told = failing("serve", code=2)
+        assert "is no generator; use extractive, rwkv:PATH or openai:MODEL" in told
 
 
 def test_ask_whole_json_and_conversation(folder: Path) -> None:
@@ -361,7 +391,7 @@ def test_ctrl_c_is_tidy(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == 130
-    assert stderr.startswith("Stopped.") and "Traceback" not in stderr
+    assert stderr.endswith("Stopped.\n") and "Traceback" not in stderr
 
 
 def test_the_page_about_the_command_line_is_fresh() -> None:

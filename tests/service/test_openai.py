@@ -196,7 +196,12 @@ def test_chat_abstains(client: openai.OpenAI) -> None:
     ],
 )
 def test_chat_errors(
-    client: openai.OpenAI, model: str, messages: list, error: type[openai.APIStatusError], message: str, stream: bool
+    client: openai.OpenAI,
+    model: str,
+    messages: list,
+    error: type[openai.APIStatusError],
+    message: str,
+    stream: bool,
 ) -> None:
     with pytest.raises(error, match=message) as caught:
         client.chat.completions.create(model=model, messages=messages, stream=stream)
