@@ -1,5 +1,6 @@
 """The command line: typer's runner for most, real processes where that matters."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,11 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert all(word not in child.stderr.read() for word in (b"Error", b"Exception", b"Traceback"))
 
 
+def unread(pipe: Any) -> int:
+    """How many bytes nobody has taken from a pipe yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_ctrl_c_is_tidy(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api.cli", "add", "a", "--store", str(tmp_path / "s")]
     child = subprocess.Popen(
@@ -387,7 +393,10 @@ def test_ctrl_c_is_tidy(tmp_path: Path) -> None:
             signal.SIGINT, signal.SIG_DFL
         ),  # a shell's background jobs ignore it
     )
-    time.sleep(1.5)  # it waits for its text
+    assert child.stdin is not None
+    child.stdin.write("a text")
+    child.stdin.flush()
+    wait_for(lambda: unread(child.stdin) == 0)  # it has read this and waits for more
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == 130
