@@ -109,7 +109,7 @@ def test_pages_of_other_sites_change_nothing(tmp_path: Path, headers: dict[str, 
     from api.app import create_app
     from api.settings import Settings
 
-    def opened(location: str, model: str | None) -> Store:
+    def opened(location: str, model: str | None, reranker: str | None) -> Store:
         return open_store(location, embedder_factory=WordEmbedder)
 
     app = create_app(Settings(store=str(tmp_path / "s"), cors_origins="https://friend.example"), open_store=opened)
