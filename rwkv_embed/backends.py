@@ -239,8 +239,9 @@ def _eos(files: ModelFiles, config: ModelConfig) -> int | None:
         return None
     eos = files.settings.get("eos_token_id", DEFAULT_EOS)
     if type(eos) is not int or not 0 <= eos < config.vocab_size:
+        seen = f"is {eos!r}" if "eos_token_id" in files.settings else "is missing"
         raise CheckpointError(
-            f"eos_token_id in {files.folder / 'config.json'} is {eos!r}; expected the token that ends a text, a "
+            f"eos_token_id in {files.folder / 'config.json'} {seen}; expected the token that ends a text, a "
             f"number from 0 to {config.vocab_size - 1}"
         )
     return eos

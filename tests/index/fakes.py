@@ -14,7 +14,12 @@ from sqlalchemy import text as sql
 
 from indexer.errors import LoaderError
 from indexer.pipeline import Pipeline
-from indexer.types import Chunk, ChunkingOptions, Document
+from indexer.types import Chunk, ChunkingOptions, Document, IngestReport
+
+
+def counts(report: IngestReport) -> tuple[int, int, int, int, int]:
+    """Added, updated, unchanged, deleted, passages embedded."""
+    return report.added, report.updated, report.unchanged, report.deleted, report.chunks_embedded
 
 
 class FakeEmbedder:

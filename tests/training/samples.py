@@ -1,6 +1,8 @@
-"""A small bag and a small tokenizer."""
+"""A small bag, a small tokenizer, a file of pairs."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,3 +23,9 @@ def small_bag() -> Bag:
 def letters(folder: Path) -> FileTokenizer:
     build_tokenizer([(f"▁{c}", -1.0) for c in "abc"]).save(str(folder / "tokenizer.json"))
     return FileTokenizer(folder / "tokenizer.json")
+
+
+def written(tmp_path: Path, *lines: Any) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f"{each if isinstance(each, str) else json.dumps(each)}\n" for each in lines))
+    return path
