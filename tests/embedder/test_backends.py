@@ -234,7 +234,7 @@ def test_a_config_that_makes_no_sense_is_refused(embedder_folder: Path, tmp_path
         ({"eos_token_id": [3]}, r"eos_token_id in .*config\.json is \[3\]; expected the token .* from 0 to 255"),
         ({"eos_token_id": 256}, "eos_token_id in .* is 256; expected the token that ends a text"),
         ({"eos_token_id": True}, "eos_token_id in .* is True"),
-        ({}, "eos_token_id in .* is 65535"),
+        ({}, "eos_token_id in .* is missing; expected the token that ends a text, a number from 0 to 255"),
         ({"eos_token_id": EOS, "prompts": None}, r"prompts in .*config\.json is None; expected texts by name"),
         ({"eos_token_id": EOS, "prompts": ["a"]}, "prompts in .* is \\['a'\\]"),
         ({"eos_token_id": EOS, "prompts": {"query": 5}}, "prompts in .* is {'query': 5}"),
