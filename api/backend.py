@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def open_store(
     location: str, model: str | None = None, reranker: str | None = None, *, create: bool = True
 ) -> Store:
-    """The store at a directory or SQLAlchemy URL. No model is loaded before the first vector is needed.
+    """The store at a directory or PostgreSQL URL. No model is loaded before the first vector is needed.
 
     `model` is used for every collection (one built with another is refused with ModelMismatch); None means
     each collection's own model, and the bundled one for new collections.

@@ -16,6 +16,7 @@ from api.metrics import Metrics
 from api.settings import Settings
 from api.shapes import dumps
 from api.workers import Batcher, Workers
+from indexer.errors import StoreError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,18 +61,31 @@ class Service:
         }
 
     async def start(self) -> None:
-        """Open and load; a failure is kept for /ready and for every later request."""
+        """Open and load; a failure is kept for /ready and for every later request.
+
+        A store that cannot be opened is tried again: its database may start after this server.
+        """
 
         def load() -> None:
             self._store = self._open_store(self.settings.store, self.settings.model, self.settings.reranker)
             self._embedder = self._store.embedder(None)
 
-        try:
-            await self.workers.run_admitted(load)
-        except Exception as error:
-            expected = isinstance(error, EXPECTED)  # its sentence says all; a fault of ours needs the traceback
-            log.error("The server cannot work: %s", sentence(error), exc_info=not expected)
-            self._failure = error
+        while True:
+            try:
+                await self.workers.run_admitted(load)
+            except Exception as error:
+                expected = isinstance(error, EXPECTED)  # its sentence says all; others need the traceback
+                if self._failure is None or sentence(error) != sentence(self._failure):
+                    log.error("The server cannot work: %s", sentence(error), exc_info=not expected)
+                self._failure = error
+                if not isinstance(error, StoreError):
+                    return
+                await asyncio.sleep(START_SECONDS)
+            else:
+                if self._failure is not None:
+                    log.warning("The store is there now")
+                    self._failure = None
+                return
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.workers.close)
@@ -87,6 +101,16 @@ class Service:
             raise NotReady(
                 f"the model is still loading; try again in {START_SECONDS} s", retry_after=START_SECONDS
             )
+
+    async def check_ready(self, *, tell: bool) -> None:
+        """As `check`; NotReady, too, when the store's database does not answer."""
+        self.check(tell=tell)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self.store.ping), START_SECONDS)
+        except (StoreError, asyncio.TimeoutError) as error:
+            slow = isinstance(error, asyncio.TimeoutError)
+            reason = f"no answer in {START_SECONDS} s" if slow else sentence(error)
+            raise NotReady(f"the store does not answer{f': {reason}' if tell else ''}") from None
 
     @property
     def store(self) -> Store:

@@ -13,7 +13,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RWKV_EMBED_", extra="ignore", frozen=True)
 
-    store: str = Field(default_factory=default_store, description="directory of the store")
+    store: str = Field(default_factory=default_store, description="directory of the store, or postgresql://user@host/name")
     model: str | None = Field(
         default=None, description="embedding model: a name or a path; the bundled one if not given"
     )

@@ -33,10 +33,11 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
-        metavar="DIR",
+        metavar="DIR|URL",
         envvar="RWKV_EMBED_STORE",
-        help="Where the store is: a directory. If not given: your user data folder "
-        "(~/.local/share/rwkv-embed on Linux), the same from every directory.",
+        help="Where the store is: a directory, or a PostgreSQL database with pgvector, "
+        "postgresql://user@host/name. If not given: your user data folder (~/.local/share/rwkv-embed on Linux), "
+        "the same from every directory.",
     ),
 ]
 CollectionOption = Annotated[

@@ -1,4 +1,4 @@
-"""A million passages on one machine: `python -m benchmarks.million [--chunks N] [--store DIR]`.
+"""A million passages on one machine: `python -m benchmarks.million [--chunks N] [--store DIR|URL]`.
 
 A store that is there is filled up and kept, which spares the half hour of ingest the next time.
 
@@ -75,19 +75,19 @@ class WithKnownVectors:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ingest, index and search very many passages.")
     parser.add_argument("--chunks", type=int, default=1_000_000)
-    parser.add_argument("--store", type=Path, help="where the store is kept, or already is")
+    parser.add_argument("--store", help="where the store is kept, or already is: a directory or postgresql://…")
     arguments = parser.parse_args()
     embedder = Embedder()
     texts = Texts(embedder)
     known = WithKnownVectors(embedder, texts)
     with tempfile.TemporaryDirectory() as folder:
-        directory = arguments.store or Path(folder) / "store"
-        with open_store(directory, lambda model: known) as store:
+        location = arguments.store or Path(folder) / "store"
+        with open_store(location, lambda model: known) as store:
             filled(store, texts, arguments.chunks)
-        with open_store(directory, lambda model: embedder) as store:  # the sentences of passages are read for real
+        with open_store(location, lambda model: embedder) as store:  # the sentences of passages are read for real
             collection = store.collection("default")
-            size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-            print(f"{collection.stats()['index']}; on disk: {size / 1e9:.2f} GB")
+            stats = collection.stats()
+            print(f"{stats['index']}; on disk: {sum(stats['bytes'].values()) / 1e9:.2f} GB")
             measure(collection, excerpts(texts, QUERIES))
     print(f"resident: {psutil.Process().memory_info().rss / 1e9:.2f} GB")
 

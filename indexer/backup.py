@@ -35,6 +35,11 @@ _BLOCK_BYTES = 1 << 20
 
 def backup(store: "Store", path: Path) -> dict[str, Any]:
     """Write a backup to a new file and return its manifest. Neither readers nor writers wait."""
+    if store.engine.dialect.name != "sqlite":
+        raise StoreError(
+            f"{store.name} is a PostgreSQL database; back it up with pg_dump, or one collection with "
+            "`rwkv-embed export`"
+        )
     if path.exists():
         raise StoreError(f"{path} exists; give another name, a backup never overwrites")
     if not path.parent.is_dir():

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
 
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
-from indexer.errors import ModelMismatch
+from indexer.errors import CollectionNotFound, ModelMismatch
 from indexer.types import (
     Answer,
     ChunkingOptions,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from indexer.export_formats import ExportFormat
     from indexer.ingest import Progress
     from indexer.store import Store
-    from indexer.vectors import CollectionVectors
+    from indexer.vector_index import CollectionIndex
     from indexer.view import VectorIndex
 
 
@@ -98,6 +98,7 @@ class Collection:
         progress: "Progress | None" = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        part: tuple[int, int] = (1, 1),
     ) -> IngestReport:
         """Bring files and folders into the collection; see `indexer.files.index_paths`."""
         from indexer.files import index_paths
@@ -110,6 +111,7 @@ class Collection:
             progress=progress,
             include=include,
             exclude=exclude,
+            part=part,
         )
 
     def append(self, document_id: str, text: str) -> IngestReport:
@@ -171,7 +173,7 @@ class Collection:
         return self.store.read()
 
     @property
-    def index(self) -> "CollectionVectors":
+    def index(self) -> "CollectionIndex":
         """The vector index as this process last saw it."""
         info = self._identity
         return self.store.vectors(self.id, info[0], info[1])
@@ -184,7 +186,9 @@ class Collection:
     @cached_property
     def _identity(self) -> tuple[int, str]:
         with self.session() as session:
-            row = session.get_one(CollectionRow, self.id)
+            row = session.get(CollectionRow, self.id)
+            if row is None:
+                raise CollectionNotFound(f"the collection {self.name!r} was deleted")
             return row.dim, row.model_fingerprint
 
     def stats(self, recall: bool = False) -> dict[str, Any]:

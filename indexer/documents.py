@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from indexer import limits
 from indexer.errors import LimitExceeded
 from indexer.language import declared_language
 from indexer.types import Chunk, Document, Vectors
+
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # behind backslashes that are text
 
 
 def content_hash(document: Document) -> str:
@@ -49,20 +52,26 @@ def body_text(body: bytes) -> str:
     return zlib.decompress(body).decode() if body else ""
 
 
-def check_new(document: Document) -> None:
+def check_new(document: Document, takes_nul: bool) -> None:
     """As `check`; LimitExceeded, too, for a language that no filter would find. Stored ones are left alone."""
-    check(document)
+    check(document, takes_nul)
     if document.language is not None and declared_language(document.language) is None:
         raise LimitExceeded(
             f"the language {document.language[:40]!r} is no ISO 639 code; give one such as en or zh, or none"
         )
 
 
-def check(document: Document) -> None:
-    """LimitExceeded when a document is over one of `indexer.limits` or is not Unicode text and JSON."""
+def check(document: Document, takes_nul: bool) -> None:
+    """LimitExceeded when a document is over one of `indexer.limits` or is not Unicode text and JSON.
+
+    `takes_nul`: whether its database stores the character NUL.
+    """
     for name in ("id", "title", "uri", "language", "text"):
+        value = getattr(document, name) or ""
+        if "\0" in value and not takes_nul:
+            raise LimitExceeded(f"the {name} has a NUL character, which PostgreSQL does not store; remove it")
         try:
-            size = len((getattr(document, name) or "").encode())
+            size = len(value.encode())
         except UnicodeEncodeError as error:
             raise LimitExceeded(
                 f"the {name} has a lone surrogate, which is no text, at character {error.start}; remove it"
@@ -77,16 +86,19 @@ def check(document: Document) -> None:
         raise LimitExceeded(
             f"the title has {len(document.title or ''):,} characters, {limits.MAX_TITLE_CHARS:,} are allowed"
         )
-    _check_metadata(document.metadata)
+    _check_metadata(document.metadata, takes_nul)
 
 
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
+def _check_metadata(metadata: Mapping[str, Any], takes_nul: bool) -> None:
     try:
-        size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
+        written = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+        size = len(written.encode())
         if not isinstance(metadata, Mapping) or not _keys_are_text(metadata):
             raise ValueError("it must be an object, and its keys text")
     except (TypeError, ValueError, RecursionError) as error:
         raise LimitExceeded(f"the metadata is not a JSON object: {error}") from None
+    if not takes_nul and _ESCAPED_NUL.search(written):
+        raise LimitExceeded("the metadata has a NUL character, which PostgreSQL does not store; remove it")
     if size > limits.MAX_METADATA_BYTES:
         raise LimitExceeded(f"the metadata has {size:,} bytes, {limits.MAX_METADATA_BYTES:,} are allowed")
     if _depth(metadata) > limits.MAX_METADATA_DEPTH:

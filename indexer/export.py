@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer import export_formats
 from indexer.collection import Collection
+from indexer.db.database import reason
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow, chunk_checksum
 from indexer.documents import body_text, check, content_hash, text_hashes
 from indexer.errors import LimitExceeded, StoreError
@@ -154,19 +155,21 @@ def import_collection(
             row, documents = _collection_row(header, name)
             with store.write(f"importing {path.name}") as session:
                 collection = store.add_collection(session, row)
-                first_id = _first_id(session)
+                first_id = store.database.last_chunk_id(session)  # so that no id was ever used
+                takes_nul = store.database.takes_nul
                 done = 0
                 for page in batched(records, _PAGE_DOCUMENTS):
-                    plans = [_placed_plan(place, record, row, first_id) for place, record in page]
+                    plans = [_placed_plan(place, record, row, first_id, takes_nul) for place, record in page]
                     write_plans(collection, session, plans)
                     done += len(plans)
                     if progress:
                         progress(done, documents)
+                store.database.took_chunk_ids(session, session.scalar(select(func.max(ChunkRow.id))) or first_id)
                 if (found := _count(session, row.id)) != documents:
                     raise ValueError(f"it has {found:,} documents and should have {documents:,}")
     except (OSError, EOFError, ValueError, zlib.error, IntegrityError) as error:
-        reason = error.orig if isinstance(error, IntegrityError) else error
-        raise StoreError(f"{path} cannot be imported: {reason}; nothing was imported") from error
+        why = reason(error) if isinstance(error, IntegrityError) else error
+        raise StoreError(f"{path} cannot be imported: {why}; nothing was imported") from error
     collection.index.maintain()
     return collection
 
@@ -191,19 +194,16 @@ def _collection_row(header: Record, name: str | None) -> tuple[CollectionRow, in
         raise ValueError(f"it is not an export of rwkv-embed ({error})") from error
 
 
-def _first_id(session: Session) -> int:
-    """What is added to exported passage ids, so that they were never used: the last one that was."""
-    return session.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'")) or 0
-
-
-def _placed_plan(place: str, record: Record, row: CollectionRow, first_id: int) -> Planned:
+def _placed_plan(
+    place: str, record: Record, row: CollectionRow, first_id: int, takes_nul: bool
+) -> Planned:
     try:
-        return _plan(record, row, first_id)
+        return _plan(record, row, first_id, takes_nul)
     except (KeyError, TypeError, ValueError, AttributeError, LimitExceeded) as error:
         raise ValueError(f"{place} is not an exported document ({error!r})") from error
 
 
-def _plan(record: Record, row: CollectionRow, first_id: int) -> Planned:
+def _plan(record: Record, row: CollectionRow, first_id: int, takes_nul: bool) -> Planned:
     """A document of an export as the write path takes it. ValueError: it is not what was exported."""
     for name in ("id", "text", "title", "uri", "language", "source", "source_stamp"):
         if not isinstance(record[name], str) and (record[name] is not None or name in ("id", "text")):
@@ -211,7 +211,7 @@ def _plan(record: Record, row: CollectionRow, first_id: int) -> Planned:
     if record["checksum"] != _checksum(record):
         raise ValueError("it does not match its checksum")
     document = Document(*(record[name] for name in ("id", "text", "title", "uri", "language", "metadata")))
-    check(document)
+    check(document, takes_nul)
     said = (document, replace(document, language=None))  # its language may have been identified
     if record["content_hash"] not in map(content_hash, said):
         raise ValueError("the document does not match its content_hash")

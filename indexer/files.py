@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -54,10 +55,13 @@ def index_paths(
     progress: ingest.Progress | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> IngestReport:
     """Bring files and folders into the collection; only what is new or changed is embedded.
 
     `include` and `exclude` are glob patterns on the path relative to its root ("*.md", "drafts/*").
+    `part` (k, n) is the k-th of n shares of the files, each for a process of its own, on any machine that sees the
+    files under the same path: they embed at the same time, and together index everything once.
     `metadata` is added to every document. With `delete_missing`, documents whose file under the given folders
     is gone are deleted. A file that cannot be read is listed in `report.failed` and keeps what it had in the
     index.
@@ -67,10 +71,10 @@ def index_paths(
         if not os.path.lexists(root):
             raise LoaderError(str(root), "no such file or directory; nothing was indexed")
     report = IngestReport()
-    walk = _Walk(collection.store.pipeline.supported, include, exclude, report)
+    walk = _Walk(collection.store.pipeline.supported, include, exclude, part, report)
     total = sum(1 for _ in walk.files(roots))
     report.failed.clear()  # of the counting walk
-    key = json.dumps([sorted(map(str, roots)), include, exclude])
+    key = json.dumps([sorted(map(str, roots)), include, exclude, part])
     job = jobs.start(collection.store, collection.id, key, total)
     report.resumed = job.resumed
     run = _Run(collection, report, dict(metadata or {}), job, progress, total)
@@ -81,7 +85,7 @@ def index_paths(
                 run.take(file, known.get(file.uri, []))
         run.flush()
         if delete_missing:
-            report.deleted += ingest.delete_documents(collection, _missing(collection, roots))
+            report.deleted += ingest.delete_documents(collection, _missing(collection, roots, part))
     except BaseException:
         try_to_finish(job, report)
         raise
@@ -110,16 +114,18 @@ class _Walk:
         supported: Callable[[Path], bool],
         include: Sequence[str] | None,
         exclude: Sequence[str] | None,
+        part: tuple[int, int],
         report: IngestReport,
     ) -> None:
         self._supported, self._include, self._exclude, self._report = supported, include, exclude, report
+        self._part = part
 
     def files(self, roots: Iterable[Path]) -> Iterator[File]:
         seen: set[Path] = set()  # a folder and one inside it may both be given
         for root in roots:
             found = self._folder(root, root) if root.is_dir() else [File(root, root.parent, named=True)]
             for file in found:
-                if file.path not in seen:
+                if file.path not in seen and _is_in(file.path, self._part):
                     seen.add(file.path)
                     yield file
 
@@ -232,7 +238,7 @@ class _Run:
             )
             for document in documents
         ]
-        good, failed = ingest.checked(sources)
+        good, failed = ingest.checked(sources, self._collection.store.database.takes_nul)
         self._report.failed += failed
         if len(documents) > 1 and not failed:  # else the next run reads the table, and reports, again
             self._stamps[file.uri] = stamp
@@ -316,8 +322,14 @@ def _is_gone(path: Path) -> bool:
     return False
 
 
-def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
-    """Ids of documents whose file under one of the folders no longer exists."""
+def _is_in(path: Path, part: tuple[int, int]) -> bool:
+    """Whether a file is in the k-th of n shares: by its path, so that all processes agree without asking."""
+    k, n = part
+    return n == 1 or zlib.crc32(os.fsencode(path)) % n == k - 1
+
+
+def _missing(collection: "Collection", roots: Sequence[Path], part: tuple[int, int]) -> list[str]:
+    """Ids of documents whose file under one of the folders, and in this share of them, no longer exists."""
     missing = []
     for root in roots:
         prefix = root.as_uri().rstrip("/") + "/"
@@ -329,5 +341,6 @@ def _missing(collection: "Collection", roots: Sequence[Path]) -> list[str]:
                     DocumentRow.source < prefix[:-1] + "0",  # the character after "/"
                 )
             )
-            missing += [id for id, source in rows if source and _is_gone(path_of(source))]
+            files = ((id, path_of(source)) for id, source in rows if source)
+            missing += [id for id, path in files if _is_in(path, part) and _is_gone(path)]
     return missing

@@ -68,7 +68,7 @@ def write_batch(
     collection: "Collection", batch: Sequence[Source], report: IngestReport, job: Job | None = None
 ) -> None:
     """Bring one batch into the store and count it in `report` once it is committed."""
-    sources, failed = checked(batch)
+    sources, failed = checked(batch, collection.store.database.takes_nul)
     hashes = {id: content_hash(source.document) for id, source in sources.items()}
     with collection.session() as session:
         known = known_documents(session, collection.id, list(sources))
@@ -115,7 +115,7 @@ def append(collection: "Collection", document_id: str, text: str) -> IngestRepor
         # the row has an identified language, too, but the hash only a declared one
         declared = row.language if content_hash(old) == row.content_hash else None
         document = replace(old, text=old_text + text, language=declared)
-        check(document)
+        check(document, collection.store.database.takes_nul)
         context = collection.recipe.context
         kept = old_chunks if context == "document" else old_chunks[:-1]
         start = old_chunks[-1].start if len(kept) < len(old_chunks) else len(old_text)
@@ -176,7 +176,7 @@ def delete_documents(collection: "Collection", ids: Iterable[str]) -> int:
     return deleted
 
 
-def checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, str]]]:
+def checked(batch: Sequence[Source], takes_nul: bool) -> tuple[dict[str, Source], list[dict[str, str]]]:
     """The documents that may go in, by id (the last of each id), and those that may not.
 
     A declared language is reduced to its code, as filters look for it.
@@ -185,7 +185,7 @@ def checked(batch: Sequence[Source]) -> tuple[dict[str, Source], list[dict[str, 
     failed = []
     for source in batch:
         try:
-            check_new(source.document)
+            check_new(source.document, takes_nul)
         except LimitExceeded as error:
             failed.append({"path": source.document.id[:200], "reason": str(error)})
         else:

@@ -10,26 +10,28 @@ in it has the mean of all; that of others is drawn there by PRIOR_PASSAGES, beca
 also that of their subjects. With fewer than two languages left, nothing is taken off anything.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from indexer.db.ids import among, as_json
 from indexer.db.tables import ChunkRow
-from indexer.view import Ids, View
+from indexer.view import Ids
+
+if TYPE_CHECKING:
+    from indexer.vector_index import VersionedIndex
 
 SAMPLE_ROWS = 4_096  # read in about 20 ms, once for each version of a collection
 LEAST_PASSAGES = 20
 PRIOR_PASSAGES = 20
 
-_LANGUAGES = select(ChunkRow.id, ChunkRow.language).where(
-    ChunkRow.id.in_(select(func.json_each(bindparam("ids")).table_valued("value").c.value))
-)
+_LANGUAGES = select(ChunkRow.id, ChunkRow.language).where(among(ChunkRow.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,15 @@ class Leanings:
         return dict(zip(self.languages, (self.differences @ query).tolist(), strict=True))
 
 
-def leanings(session: Session, view: View) -> Leanings:
+def leanings(session: Session, view: "VersionedIndex") -> Leanings:
     """What the languages of a view's passages do to cosines."""
-    rows = np.flatnonzero(view.alive)
-    if len(rows) > SAMPLE_ROWS:  # drawn, because every n-th row of a table may be in the same language
-        rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE_ROWS, replace=False))
-    of = languages_of(session, view.ids[rows])
-    found = np.array([of.get(id) or "" for id in view.ids[rows].tolist()], object)
+    ids, vectors = view.sample(SAMPLE_ROWS)
+    of = languages_of(session, ids)
+    found = np.array([of.get(id) or "" for id in ids.tolist()], object)
     counts = Counter(found.tolist())
     several = sorted(language for language, n in counts.items() if language and n >= LEAST_PASSAGES)
     if len(several) < 2:
-        return Leanings(view.version, (), np.empty((0, view.dim), np.float32))
-    vectors = view.gather(rows)
+        return Leanings(view.version, (), np.empty((0, vectors.shape[1]), np.float32))
     vectors -= vectors.mean(0)
     differences = [vectors[found == one].sum(0) / (counts[one] + PRIOR_PASSAGES) for one in several]
     return Leanings(view.version, tuple(several), np.array(differences, np.float32))
@@ -64,5 +63,5 @@ def leanings(session: Session, view: View) -> Leanings:
 
 def languages_of(session: Session, ids: Ids | Sequence[int]) -> dict[int, str | None]:
     """The languages of those chunks that are there."""
-    rows = session.execute(_LANGUAGES, {"ids": json.dumps([int(id) for id in ids])})
+    rows = session.execute(_LANGUAGES, {"ids": as_json(ids)})
     return {row.id: row.language for row in rows}

@@ -9,7 +9,6 @@ those alone. Every stage that drops candidates (filter, grouping) makes the sear
 hits are found or nothing is left. "phrases" and -exclusions of a query hold in every mode.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from indexer.analysis import query_terms
 from indexer.best_sentence import raised, worth_reading
 from indexer.chunking import Span, sentences
+from indexer.db.ids import all_ids, among, as_json
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import InvalidQuery, LimitExceeded
 from indexer.fulltext import ParsedQuery, parse_query
@@ -217,7 +217,7 @@ class _Request:
     def hits(self, page: Sequence[_Candidate]) -> list[SearchHit]:
         """The hits of a page, in its order."""
         ids = [candidate.chunk_id for candidate in page]
-        rows = {row.id: row for row in self.session.execute(_HITS, {"ids": json.dumps(ids)})}
+        rows = {row.id: row for row in self.session.execute(_HITS, {"ids": as_json(ids)})}
         wanted = frozenset(query_terms(self.parsed.text))
         return [self._hit(one, rows[one.chunk_id], wanted) for one in page if one.chunk_id in rows]
 
@@ -276,7 +276,7 @@ class _Request:
         view = self.index.synchronised(self.session)
         ids, scores = view.search(self.vector, depth, allowed=allowed, exact=self.options.exact)
         ranking = list(zip(ids.tolist(), scores.tolist(), strict=True))
-        leanings = self.index.leanings(self.session, view).of(self.vector)
+        leanings = self.index.memory.leanings(self.session, view).of(self.vector)
         return self._levelled(ranking, leanings) if leanings else ranking
 
     def _levelled(self, ranking: Ranking, leanings: Mapping[str, float]) -> Ranking:
@@ -296,14 +296,14 @@ class _Request:
             return dense
         scores = dict(dense)
         texts = self._texts(worth_reading(dense, lexical))
-        nearest = self.index.sentences.nearest(self.collection.embedder, self.vector, texts)
+        nearest = self.index.memory.sentences.nearest(self.collection.embedder, self.vector, texts)
         self.nearest.update(nearest)
         gains = {id: best - self.cosines.setdefault(id, scores[id]) for id, (best, _) in nearest.items()}
         return raised(dense, gains, share)
 
     def _texts(self, ids: Iterable[int]) -> dict[int, str]:
         """The texts of those chunks that are there."""
-        rows = self.session.execute(_TEXTS, {"ids": json.dumps(list(ids))})
+        rows = self.session.execute(_TEXTS, {"ids": as_json(ids)})
         return {row.id: row.text for row in rows}
 
     def _lexical(self, depth: int, allowed: NDArray[np.int64] | None) -> Ranking:
@@ -319,10 +319,10 @@ class _Request:
         )
         # repr: as keys, x = 1 and x = true would be equal
         key = (version, repr(self.filter), self.parsed.phrases, self.parsed.excluded)
-        return self.index.listed(key, self._list)
+        return self.index.memory.listed(key, self._list)
 
     def _list(self) -> NDArray[np.int64]:
-        """Documents first, as there are fewer; ids as one text: as many rows would take four times as long."""
+        """Documents first, as there are fewer."""
         chunks = select(ChunkRow.id).where(ChunkRow.collection_id == self.collection.id)
         if self.passes is not None:
             documents = select(DocumentRow.id).where(
@@ -331,12 +331,11 @@ class _Request:
             chunks = select(ChunkRow.id).where(ChunkRow.document_id.in_(documents))
         if self.demanded is not None:
             chunks = chunks.where(self.demanded)
-        listed = self.session.scalar(select(func.group_concat(chunks.subquery().c.id)))
-        return np.sort(np.fromstring(listed or "", np.int64, sep=","))
+        return all_ids(self.session, chunks)
 
     def _fulfilling(self, ids: Sequence[int]) -> set[int]:
         """Which of a few chunks fulfil the condition."""
-        chunks = select(ChunkRow.id).where(ChunkRow.id.in_(_listed(ids)))
+        chunks = select(ChunkRow.id).where(among(ChunkRow.id, ids))
         if self.passes is not None:
             chunks = chunks.join(DocumentRow, DocumentRow.id == ChunkRow.document_id).where(self.passes)
         return set(self.session.scalars(chunks if self.demanded is None else chunks.where(self.demanded)))
@@ -350,7 +349,7 @@ class _Request:
         found: dict[int, _Candidate] = {}
         for page in batched(fused, max(wanted, MIN_LOOKED_UP)):
             ids = [chunk_id for chunk_id, _ in page]
-            rows = self.session.execute(_DOCUMENTS, {"ids": json.dumps(ids)})
+            rows = self.session.execute(_DOCUMENTS, {"ids": as_json(ids)})
             documents = {row.id: row.document_id for row in rows}
             for chunk_id, score in page:
                 document_id = documents.get(chunk_id)
@@ -388,15 +387,9 @@ class _Request:
         return [block[position] for position in order]
 
 
-def _listed(ids: Iterable[int] | None = None) -> Select[Any]:
-    """Ids as one bound parameter, however many there are: these, or those of the parameter "ids" (JSON)."""
-    listed = bindparam("ids") if ids is None else json.dumps(list(ids))
-    return select(func.json_each(listed).table_valued("value").c.value)
-
-
-# Made once: SQLAlchemy takes longer to put them together than SQLite to answer.
-_DOCUMENTS = select(ChunkRow.id, ChunkRow.document_id).where(ChunkRow.id.in_(_listed()))
-_TEXTS = select(ChunkRow.id, ChunkRow.text).where(ChunkRow.id.in_(_listed()))
+# Made once: SQLAlchemy takes longer to put them together than a database to answer.
+_DOCUMENTS = select(ChunkRow.id, ChunkRow.document_id).where(among(ChunkRow.id))
+_TEXTS = select(ChunkRow.id, ChunkRow.text).where(among(ChunkRow.id))
 _HITS = (
     select(
         ChunkRow.id,
@@ -410,7 +403,7 @@ _HITS = (
         DocumentRow.meta,
     )
     .join(DocumentRow, DocumentRow.id == ChunkRow.document_id)
-    .where(ChunkRow.id.in_(_listed()))
+    .where(among(ChunkRow.id))
 )
 
 

@@ -1,11 +1,9 @@
 """What a collection holds, in numbers, and how its vectors are searched."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from indexer.ann import choose_index, free_memory
 from indexer.db.tables import ChunkRow
 
 if TYPE_CHECKING:
@@ -30,50 +28,10 @@ def stats(collection: "Collection", recall: bool = False) -> dict[str, Any]:
         "dim": info.dim,
         "context": info.recipe.context,
         "languages": {language or "unknown": count for language, count in counted},
-        "bytes": _bytes(collection),
-        "index": index_stats(collection),
+        "bytes": {"database": collection.store.database.size(), "vectors": collection.index.size()},
+        "index": collection.index.describe(),
         "created_at": info.created_at.isoformat(),
     }
     if recall:
         result["recall@10"] = collection.index.recall()
     return result
-
-
-def index_stats(collection: "Collection") -> dict[str, Any]:
-    """The kind of the vector index, why it was chosen, and how much of the collection it covers."""
-    view = collection.index.synchronised()
-    dead = len(view.ids) - len(view)
-    if view.ann is not None:
-        return {
-            "kind": view.ann.kind,
-            "reason": view.ann.reason,
-            "effort": view.ann.effort,
-            "indexed": view.ann.count,
-            "newer": len(view.ids) - view.ann.count,
-            "dead": dead,
-        }
-    due = choose_index(len(view), view.dim, free_memory(), collection.store.index_kind)
-    reason = (
-        due.reason if due.kind == "exact" else f"{due.kind} is due; the next write or `compact` builds it"
-    )
-    return {"kind": "exact", "reason": reason, "indexed": 0, "newer": len(view), "dead": dead}
-
-
-def _bytes(collection: "Collection") -> dict[str, int]:
-    """Bytes of the whole store's database and of this collection's snapshots."""
-    store = collection.store
-    return {
-        "database": total_size(store.directory.glob("store.sqlite3*")),
-        "vectors": total_size(store.faiss_directory.glob(f"{collection.id}-*")),
-    }
-
-
-def total_size(paths: Any) -> int:
-    """Bytes of those of some files that still exist."""
-    total = 0
-    for path in map(Path, paths):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total

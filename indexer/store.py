@@ -1,11 +1,11 @@
-"""A store: a directory that holds collections.
+"""A store: a directory, or a PostgreSQL database, that holds collections.
 
     store.sqlite3      the truth: collections, documents, chunks with vectors, terms, jobs
     writer.lock        who is writing
     faiss/             rebuildable snapshots of the vectors (indexer/vectors.py)
 
-Every write goes through `Store.write`: the writer lock, then one transaction. Readers use `Store.read` and
-are never blocked.
+In PostgreSQL all of it is in the database (indexer/db/postgresql.py, indexer/pgvector.py). Every write goes
+through `Store.write`: the writer lock, then one transaction. Readers use `Store.read` and are never blocked.
 """
 
 import re
@@ -16,30 +16,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, delete, func, select
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from indexer import limits
 from indexer.collection import Collection, CollectionInfo
-from indexer.db.engine import SCHEMA_VERSION, WRITER, connect, schema_version, upgrade
+from indexer.db.database import open_database, reason, without_password
+from indexer.db.engine import open_schema
 from indexer.db.tables import ChunkRow, CollectionRow, DocumentRow
 from indexer.errors import CollectionExists, CollectionNotFound, InvalidCollection, InvalidQuery, StoreError
-from indexer.locks import DEFAULT_WAIT_S, WriterLock
+from indexer.locks import DEFAULT_WAIT_S
 from indexer.pipeline import Pipeline
-from indexer.snapshots import remove_snapshots
 from indexer.types import ChunkingOptions, Embedder, Reranker
 
 if TYPE_CHECKING:
     from indexer.ann import IndexKind
     from indexer.fulltext import FullText
-    from indexer.vectors import CollectionVectors
+    from indexer.vector_index import CollectionIndex
     from indexer.verify import CompactReport, VerifyReport
 
 EmbedderFactory = Callable[[str | None], Embedder]  # a model's name or path, None: the default -> an embedder
 RerankerFactory = Callable[[Embedder], Reranker]  # a collection's embedder -> a reranker for its passages
 
-DATABASE = "store.sqlite3"
+_UNDEFINED_TABLE = "42P01"  # PostgreSQL drops tables under the eyes of those who have not read them yet
 _NAME = re.compile(r"[^\W_][\w.\-]*")
 
 
@@ -53,7 +54,7 @@ def open_store(
     index_kind: "IndexKind" = "auto",
     reranker_factory: RerankerFactory | None = None,
 ) -> "Store":
-    """Open the store at a directory, bringing its schema up to date.
+    """Open the store at a directory or at a PostgreSQL URL, bringing its schema up to date.
 
     `embedder_factory` is called with a model's name, or None for the default, when a vector is first needed.
     `index_kind` overrules the choice of the vector index ("exact", "hnsw" or "ivf"; see `indexer.ann`).
@@ -82,70 +83,51 @@ class Store:
         self._factory, self._reranker_factory = embedder_factory, reranker_factory
         self._embedders: dict[str | None, Embedder] = {}
         self._rerankers: dict[str, Reranker] = {}  # by the embedder's fingerprint
-        self._indexes: dict[int, CollectionVectors] = {}  # by collection id
+        self._indexes: dict[int, CollectionIndex] = {}  # by collection id
         self._guard = threading.RLock()
-        self.directory = _directory(location)
-        if not create and not (self.directory / DATABASE).exists():
-            raise StoreError(
-                f"there is no store at {self.directory}; make one with `rwkv-embed index` or check --store"
-            )
+        self.database = open_database(location, create, lock_wait_s)
+        self.engine = self.database.engine
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"the store directory {self.directory} cannot be made: {error.strerror}"
-            ) from error
-        self._check_not_emptied()
-        self.engine = connect(URL.create("sqlite", database=str(self.directory / DATABASE)))
-        self._writer = WriterLock(self.directory / "writer.lock", lock_wait_s)
-        self._open_schema()
-        self.fulltext: FullText = pipeline.fulltext(self.engine)
-
-    def _check_not_emptied(self) -> None:
-        """A store whose database lost all its bytes must not be taken for a new one."""
-        database = self.directory / DATABASE
-        emptied = not database.exists() or (
-            database.stat().st_size == 0 and not database.with_name(f"{DATABASE}-wal").exists()
-        )
-        if emptied and any(self.faiss_directory.glob("*.json")):
-            raise StoreError(
-                f"the database of the store at {self.directory} is empty or gone, but its vector index is there; "
-                "restore a backup with `rwkv-embed restore`, or remove the directory"
-            )
-
-    def _open_schema(self) -> None:
-        """Create or upgrade the tables, one process at a time."""
-        try:
-            if schema_version(self.engine) != SCHEMA_VERSION:
-                with self._writer.hold("creating or upgrading the store"):
-                    upgrade(self.engine)
-        except DatabaseError as error:
-            self.engine.dispose()
-            raise StoreError(
-                f"{self.name} cannot be read as a store ({error.orig}); check its permissions and the free space, "
-                "or restore a backup with `rwkv-embed restore`"
-            ) from error
+            open_schema(self.database, create)
         except StoreError:
             self.engine.dispose()
             raise
+        self.fulltext: FullText = pipeline.fulltext(self.engine)
 
     @property
     def name(self) -> str:
         """The store in messages."""
-        return str(self.directory)
+        return self.database.name
 
     # transactions
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment of the store. Writers do not disturb it. StoreError: damaged."""
+        """A session that sees one moment of the store. Writers do not disturb it.
+
+        StoreError: damaged. InvalidQuery: a value that the database cannot look for. CollectionNotFound: it was
+        deleted meanwhile.
+        """
         with Session(self.engine) as session:
             try:
                 yield session
+            except DataError as error:  # only PostgreSQL refuses values, such as a NUL in a document's id
+                raise InvalidQuery(f"{self.name} cannot look for that: {reason(error)}") from error
+            except PoolTimeout as error:
+                raise StoreError(f"{self.name}: all connections of this process are in use; try again") from error
             except DatabaseError as error:
+                if getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE:
+                    raise CollectionNotFound(
+                        f"the collection was deleted while it was read ({reason(error)})"
+                    ) from error
                 raise StoreError(
-                    f"{self.name} cannot be read ({error.orig}); check it with `rwkv-embed verify`"
+                    f"{self.name} cannot be read ({reason(error)}); {self.database.checkup}"
                 ) from error
+
+    def ping(self) -> None:
+        """StoreError when the database does not answer."""
+        with self.read() as session:
+            session.execute(select(1))
 
     @contextmanager
     def write(self, purpose: str) -> Iterator[Session]:
@@ -155,31 +137,26 @@ class Store:
         """
         try:
             with (
-                self.exclusive(purpose),
-                self.engine.connect().execution_options(**WRITER) as connection,
-                connection.begin(),
+                self.database.writing(purpose) as connection,
                 Session(connection) as session,
             ):
                 yield session
                 session.flush()
         except OperationalError as error:
             raise StoreError(
-                f"{self.name} could not be written while {purpose} ({error.orig}); what was "
+                f"{self.name} could not be written while {purpose} ({reason(error)}); what was "
                 "acknowledged before is stored, run it again when the cause is mended"
             ) from error
+        except PoolTimeout as error:
+            raise StoreError(f"{self.name}: all connections of this process are in use; try again") from error
+        except DataError as error:
+            raise InvalidQuery(f"{self.name} cannot store that: {reason(error)}") from error
         except IntegrityError:  # the caller's rows are at fault, not the store
             raise
         except DatabaseError as error:
             raise StoreError(
-                f"{self.name} could not be written while {purpose} ({error.orig}); "
-                "check it with `rwkv-embed verify`"
+                f"{self.name} could not be written while {purpose} ({reason(error)}); {self.database.checkup}"
             ) from error
-
-    @contextmanager
-    def exclusive(self, purpose: str) -> Iterator[None]:
-        """The writer lock alone, for maintenance that cannot run inside a transaction."""
-        with self._writer.hold(purpose):
-            yield
 
     # collections
 
@@ -249,14 +226,14 @@ class Store:
     def delete_collection(self, name: str) -> None:
         """Delete a collection with all it holds. The file shrinks at the next `compact`."""
         collection = self.collection(name)
+        index = collection.index
         with self.write("deleting a collection") as session:
             self.fulltext.drop(session.connection(), collection.id)
             session.execute(delete(CollectionRow).where(CollectionRow.id == collection.id))
         with self._guard:
-            index = self._indexes.pop(collection.id, None)
-        if index is not None:
-            index.close()
-        remove_snapshots(self.faiss_directory, collection.id)
+            self._indexes.pop(collection.id, None)
+        index.close()
+        index.remove()
 
     def info(self, collection_id: int) -> CollectionInfo:
         """What is known of a collection, now."""
@@ -267,10 +244,6 @@ class Store:
             return _info(session, row)
 
     # what collections share
-
-    @property
-    def faiss_directory(self) -> Path:
-        return self.directory / "faiss"
 
     def embedder(self, model_id: str | None) -> Embedder:
         """The embedder of a model, loaded once per store."""
@@ -293,13 +266,13 @@ class Store:
                 self._rerankers[embedder.fingerprint] = self._reranker_factory(embedder)
             return self._rerankers[embedder.fingerprint]
 
-    def vectors(self, collection_id: int, dim: int, recipe: str) -> "CollectionVectors":
+    def vectors(self, collection_id: int, dim: int, recipe: str) -> "CollectionIndex":
         """The vector index of a collection, one per process."""
-        from indexer.vectors import CollectionVectors
+        from indexer.vector_index import index_for
 
         with self._guard:
             if collection_id not in self._indexes:
-                self._indexes[collection_id] = CollectionVectors(self, collection_id, dim, recipe)
+                self._indexes[collection_id] = index_for(self, collection_id, dim, recipe)
             return self._indexes[collection_id]
 
     # care
@@ -348,18 +321,9 @@ def restore(file: str | Path, directory: str | Path) -> dict[str, Any]:
     """Unpack and verify a backup into a new directory; see `indexer.backup`."""
     from indexer.backup import restore as restore_backup
 
+    if "://" in str(directory):
+        raise StoreError(f"{without_password(str(directory))} is a URL; a backup is restored into a new directory")
     return restore_backup(Path(file), Path(directory))
-
-
-def _directory(location: str | Path) -> Path:
-    """The store's directory; StoreError when it cannot be one."""
-    if "://" in str(location):
-        shown = re.sub("://.*@", "://", str(location), flags=re.DOTALL)  # a password is nobody's business
-        raise StoreError(f"{shown} is a URL, but a store is a directory; give --store a directory")
-    directory = Path(location).expanduser().absolute()
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file, but a store is a directory; give --store a directory")
-    return directory
 
 
 def _check_new(name: str, chunking: ChunkingOptions) -> None:

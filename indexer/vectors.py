@@ -12,12 +12,10 @@ Above, a FAISS index is built in the background.
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +35,12 @@ from indexer.ann import (
     is_small,
     read_ann,
 )
-from indexer.best_sentence import SentenceReader
+from indexer.db.sqlite import SqliteDatabase, total_size
 from indexer.db.tables import ChunkRow, CollectionRow, TombstoneRow
 from indexer.errors import CollectionNotFound, IndexerError, StoreError, StoreLocked
-from indexer.languages import Leanings, leanings
 from indexer.locks import WriterLock
 from indexer.snapshots import DamagedSnapshot
+from indexer.vector_index import SearchMemory
 from indexer.view import Ids, View, empty_view, live_parts, merged, to_float32
 
 if TYPE_CHECKING:
@@ -54,7 +52,6 @@ log = logging.getLogger(__name__)
 SNAPSHOT_ROWS = 5_000  # fewer new rows than this are replayed from SQL in no time
 SNAPSHOT_SHARE = 0.1
 SAVE_WAIT_S = 600.0  # a million vectors are indexed and written in less
-LISTED_BYTES = 32_000_000
 SAMPLE_ROWS = 32  # rows of a snapshot that are compared with SQL when it is loaded
 _FETCH_ROWS = 10_000
 _VERSION = select(CollectionRow.version, CollectionRow.tombstones_since).where(
@@ -72,13 +69,8 @@ class CollectionVectors:
         self._lock = threading.Lock()  # of replacing the view
         self._builder: threading.Thread | None = None
         self._stop = threading.Event()
-        self._listed: OrderedDict[Hashable, Ids] = OrderedDict()  # least recently used first
-        self._leanings: Leanings | None = None  # of the version that was last asked for
-        self.sentences = SentenceReader()
-
-    @property
-    def directory(self) -> Path:
-        return self._store.faiss_directory
+        self.directory = cast(SqliteDatabase, store.database).snapshots
+        self.memory = SearchMemory()
 
     def synchronised(self, session: Session | None = None) -> View:
         """The newest committed version, or the one `session` sees if that is newer than what is in memory.
@@ -105,26 +97,6 @@ class CollectionVectors:
                 view = self._caught_up(session, view, row.version, row.tombstones_since)
             self._view = view
             return view
-
-    def listed(self, key: Hashable, make: Callable[[], Ids]) -> Ids:
-        """The chunk ids that pass a filter, remembered; `key` says which filter, and in which version."""
-        with self._lock:
-            if key in self._listed:
-                self._listed.move_to_end(key)
-                return self._listed[key]
-        ids = make()
-        with self._lock:
-            self._listed[key] = ids
-            while len(self._listed) > 1 and sum(one.nbytes for one in self._listed.values()) > LISTED_BYTES:
-                self._listed.popitem(last=False)
-        return ids
-
-    def leanings(self, session: Session, view: View) -> Leanings:
-        """What the languages of a view's passages do to cosines, remembered."""
-        known = self._leanings
-        if known is None or known.version != view.version:
-            known = self._leanings = leanings(session, view)
-        return known
 
     def _behind(self, session: Session, view: View) -> bool:
         """Whether so much is new that a snapshot another process wrote would be quicker than a replay."""
@@ -321,15 +293,48 @@ class CollectionVectors:
             self._view = None
 
     def close(self, wait: bool = True) -> None:
-        """End background work: finish it, or give it up at the next step."""
         if not wait:
             self._stop.set()
         builder = self._builder
         if builder is not None and builder.is_alive() and builder is not threading.current_thread():
             builder.join()
 
+    def remove(self) -> None:
+        snapshots.remove_snapshots(self.directory, self._collection_id)
+
+    def size(self) -> int:
+        return total_size(self.directory.glob(f"{self._collection_id}-*"))
+
+    def check(self) -> tuple[int, list[str]]:
+        sound, problems = 0, []
+        for manifest in snapshots.manifests(self.directory, self._collection_id):
+            try:
+                snapshots.check(self.directory, manifest)
+                sound += 1
+            except DamagedSnapshot as damage:
+                problems.append(f"{damage}; nothing is lost, `rwkv-embed compact` rebuilds it")
+        return sound, problems
+
+    def describe(self) -> dict[str, Any]:
+        """The kind of the vector index, why it was chosen, and how much of the collection it covers."""
+        view = self.synchronised()
+        dead = len(view.ids) - len(view)
+        if view.ann is not None:
+            return {
+                "kind": view.ann.kind,
+                "reason": view.ann.reason,
+                "effort": view.ann.effort,
+                "indexed": view.ann.count,
+                "newer": len(view.ids) - view.ann.count,
+                "dead": dead,
+            }
+        due = self._choice(len(view))
+        reason = (
+            due.reason if due.kind == "exact" else f"{due.kind} is due; the next write or `compact` builds it"
+        )
+        return {"kind": "exact", "reason": reason, "indexed": 0, "newer": len(view), "dead": dead}
+
     def recall(self, sample: int = 100, k: int = 10) -> float:
-        """Recall@k against exact search, with stored vectors as queries; 1.0 when the search is exact."""
         view = self.synchronised()
         if view.ann is None or not len(view):
             return 1.0

@@ -1,16 +1,15 @@
 """Checking a store, and giving back the room that deleted things took."""
 
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from indexer import snapshots
 from indexer.db.tables import (
     ChunkRow,
     CollectionRow,
@@ -21,12 +20,12 @@ from indexer.db.tables import (
     document_checksum,
 )
 from indexer.documents import body_text
-from indexer.errors import StoreError
-from indexer.stats import total_size
+from indexer.errors import CollectionNotFound, StoreError
 from indexer.view import to_float32
 
 if TYPE_CHECKING:
     from indexer.store import Store
+    from indexer.vector_index import CollectionIndex
 
 NORM_TOLERANCE = 2e-3  # of a float16 vector
 LEAST_COSINE = 0.99  # of a stored and a fresh vector: float16, and kernels that add in another order
@@ -64,17 +63,19 @@ def verify(store: "Store", sample: int = 100) -> VerifyReport:
     report = VerifyReport()
     try:
         with store.read() as session:
-            _check_sqlite(session, report)
+            report.problems += store.database.problems(session, MAX_PROBLEMS)
             if report.ok:  # what is read from a damaged file says nothing
                 for row in session.scalars(select(CollectionRow)).all():
                     _check_collection(store, session, row, report, sample)
+    except CollectionNotFound as error:
+        report.notes.append(f"not all was checked ({error}); run it again")
     except (
         StoreError,
         DatabaseError,
         ValueError,
         TypeError,
     ) as error:  # also a column that cannot be decoded
-        report.problems.append(f"the database file is damaged ({error}); restore a backup")
+        report.problems.append(f"the database is damaged ({error}); restore a backup")
     return report
 
 
@@ -84,20 +85,12 @@ def _check_collection(
     _check_rows(session, row, report)
     _check_vectors(session, row, report)
     _check_documents(session, row, report)
-    _check_snapshots(store, row, report)
+    _check_index(store, row, report)
     _check_terms(store, session, row, report)
     if report.ok:
         _check_offsets(session, row, report, sample)
         _check_embeddings(store, session, row, report, sample)
     report.checked["collections"] = report.checked.get("collections", 0) + 1
-
-
-def _check_sqlite(session: Session, report: VerifyReport) -> None:
-    for (message,) in session.execute(text(f"PRAGMA integrity_check({MAX_PROBLEMS})")):
-        if message != "ok":
-            report.problems.append(f"the database file is damaged: {message}; restore a backup")
-    for table, rowid, parent, _ in session.execute(text("PRAGMA foreign_key_check")).fetchmany(MAX_PROBLEMS):
-        report.problems.append(f"row {rowid} of {table} belongs to a row of {parent} that is not there")
 
 
 def _check_rows(session: Session, row: CollectionRow, report: VerifyReport) -> None:
@@ -200,13 +193,11 @@ def _check_offsets(session: Session, row: CollectionRow, report: VerifyReport, s
         session.expunge(document)  # and with it the text
 
 
-def _check_snapshots(store: "Store", row: CollectionRow, report: VerifyReport) -> None:
-    for manifest in snapshots.manifests(store.faiss_directory, row.id):
-        try:
-            snapshots.check(store.faiss_directory, manifest)
-            report.checked["snapshots"] = report.checked.get("snapshots", 0) + 1
-        except snapshots.DamagedSnapshot as damage:
-            report.problems.append(f"{row.name}: {damage}; nothing is lost, `rwkv-embed compact` rebuilds it")
+def _check_index(store: "Store", row: CollectionRow, report: VerifyReport) -> None:
+    sound, problems = store.vectors(row.id, row.dim, row.model_fingerprint).check()
+    if sound:
+        report.checked["snapshots"] = report.checked.get("snapshots", 0) + sound
+    report.problems += [f"{row.name}: {problem}" for problem in problems]
 
 
 def _check_terms(store: "Store", session: Session, row: CollectionRow, report: VerifyReport) -> None:
@@ -252,42 +243,25 @@ def _check_embeddings(
 def compact(store: "Store") -> CompactReport:
     """Forget deletions, tidy the full-text index, shrink the database file and rebuild the vector indexes.
 
-    Other writers wait meanwhile, readers go on. Needs as much free disk as the database is large.
+    Readers go on. In SQLite writers wait meanwhile, and it needs as much free disk as the database is large.
     """
-    before = _size(store)
     with store.write("compacting") as session:
-        for row in session.scalars(select(CollectionRow)).all():
+        rows = session.scalars(select(CollectionRow)).all()
+        indexes = [store.vectors(row.id, row.dim, row.model_fingerprint) for row in rows]
+        before = _size(store, indexes)
+        for row in rows:
             session.execute(delete(TombstoneRow).where(TombstoneRow.collection_id == row.id))
             session.execute(
                 update(CollectionRow).where(CollectionRow.id == row.id).values(tombstones_since=row.version)
             )
             store.fulltext.optimize(session.connection(), row.id)
         session.execute(delete(JobRow).where(JobRow.status == "done"))
-    with store.exclusive("compacting"):
-        _vacuum(store)
-    for info in store.collections():
-        store.collection(info.name).index.compact()
-    return CompactReport(before, _size(store))
+    store.database.shrink()
+    for index in indexes:
+        with suppress(CollectionNotFound):  # deleted meanwhile
+            index.compact()
+    return CompactReport(before, _size(store, indexes))
 
 
-def _vacuum(store: "Store") -> None:
-    """VACUUM outside a transaction; then move the log into the database, as far as readers let us."""
-    connection: Any = store.engine.raw_connection()
-    try:
-        connection.cursor().execute("VACUUM")
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError as error:
-        raise StoreError(
-            f"{store.name} could not be shrunk ({error}); nothing is lost, but it needs as much free disk as the "
-            "database is large"
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise StoreError(
-            f"{store.name} could not be shrunk ({error}); check it with `rwkv-embed verify`"
-        ) from error
-    finally:
-        connection.close()
-
-
-def _size(store: "Store") -> int:
-    return total_size(path for path in store.directory.rglob("*") if path.is_file())
+def _size(store: "Store", indexes: Iterable["CollectionIndex"]) -> int:
+    return store.database.size() + sum(index.size() for index in indexes)

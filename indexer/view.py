@@ -81,6 +81,13 @@ class View:
             vectors[found] = self.gather(rows[found])
         return vectors
 
+    def sample(self, size: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Ids and vectors of up to `size` chunks: drawn, because every n-th row may be in the same language."""
+        rows = np.flatnonzero(self.alive)
+        if len(rows) > size:
+            rows = np.sort(np.random.default_rng(0).choice(rows, size, replace=False))
+        return self.ids[rows], self.gather(rows)
+
     def rows(self, ids: Ids) -> Ids:
         """The live rows of those ids that are there, ascending."""
         if not len(self.ids):

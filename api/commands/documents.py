@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Set
 from pathlib import Path
@@ -73,6 +74,14 @@ def index(
         list[str] | None,
         typer.Option("--exclude", metavar="GLOB", help="No files like this; may be repeated."),
     ] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part",
+            metavar="K/N",
+            help="Only the K-th of N shares of the files: run all N at once, on machines that share the store.",
+        ),
+    ] = "1/1",
     metadata: MetadataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +90,7 @@ def index(
     Text, Markdown, HTML, PDF, Word, PowerPoint, Excel, EPUB, CSV, JSON lines, mail and source code are
     understood. A file that cannot be read is reported and does not stop the others (exit code 8).
     """
-    extra = json_object("--metadata", metadata)
+    extra, share = json_object("--metadata", metadata), _part(part)
     for path in paths:  # before a store is made for nothing
         if not os.path.lexists(path.expanduser()):
             raise LoaderError(str(path), "no such file or directory; nothing was indexed")
@@ -93,8 +102,17 @@ def index(
             progress=advance,
             include=include or None,
             exclude=exclude or None,
+            part=share,
         )
     _tell(done, as_json)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """(K, N) of "K/N"; InvalidRequest for anything else."""
+    k, n = text.split("/") if re.fullmatch(r"\d{1,6}/\d{1,6}", text, re.ASCII) else ("0", "0")
+    if not 1 <= int(k) <= int(n):
+        raise InvalidRequest(f"--part {text}: K/N with K from 1 to N is needed, such as 2/4")
+    return int(k), int(n)
 
 
 def add(

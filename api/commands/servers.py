@@ -40,6 +40,7 @@ def serve(
 
     from api.app import create_app
     from api.settings import Settings
+    from indexer.db.database import postgresql_url, without_password
 
     given: dict[str, Any] = {"store": store, "model": model, "reranker": reranker}
     try:
@@ -49,13 +50,13 @@ def serve(
         variable = "RWKV_EMBED_" + ".".join(map(str, wrong["loc"])).upper()
         reason = wrong["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"{variable}: {reason}; the value is {wrong['input']!r}") from None
-    if "://" in settings.store:  # not shown: it may hold a password
-        raise InvalidRequest("RWKV_EMBED_STORE or --store is a URL, but a store is a directory; give a directory")
+    if "://" in settings.store:
+        postgresql_url(settings.store)  # a typing error is told before a server runs
     sockets = _listen(host, port)
     if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         note(f"Warning: whoever reaches {host} can read and change the store; set RWKV_EMBED_API_KEYS.")
     note(
-        f"Store {settings.store}; search page http://{host}:{port}/, API description http://{host}:{port}/docs"
+        f"Store {without_password(settings.store)}; search page http://{host}:{port}/, API description http://{host}:{port}/docs"
     )
     config = uvicorn.Config(
         create_app(settings),

@@ -123,7 +123,7 @@ def restore(
     from indexer.store import restore as restore_store
 
     location = store or default_store()
-    restore_store(path, Path(location))
+    restore_store(path, location)
     if as_json:
         say_json({"store": location})
     else:

@@ -46,9 +46,9 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", tags=["operation"], summary="Can it answer?")
 async def ready(service: ServiceDependency) -> dict[str, str]:
-    """503 while the model is loading, or when the store could not be opened, with the reason where no key is
-    needed."""
-    service.check(tell=not service.settings.api_keys)  # no key is asked for here
+    """503 while the model is loading, or when the store could not be opened or does not answer, with the reason
+    where no key is needed."""
+    await service.check_ready(tell=not service.settings.api_keys)  # no key is asked for here
     return {"status": "ready"}
 
 

@@ -1,47 +1,39 @@
-"""Opening the database: connections, transactions and schema versions.
+"""The schema's version: what a database has, and bringing it up to date."""
 
-SQLite is opened in WAL mode, so readers never wait, and with `synchronous=FULL`, so what was committed
-survives a power cut. Python's sqlite3 begins transactions late and in the wrong mode; following SQLAlchemy's
-recipe (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable) we begin them ourselves:
-`BEGIN IMMEDIATE` for a writer, because a deferred transaction that turns into a writer ignores the busy
-timeout and fails with "database is locked".
-"""
-
-import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import DatabaseError, OperationalError, ProgrammingError
 
+from indexer.db.database import Database, reason
 from indexer.errors import StoreError
 
+_NOT_PERMITTED = "42501"  # insufficient_privilege
 SCHEMA_VERSION = "0002"  # the newest file in migrations/versions; a test compares the two
-BUSY_TIMEOUT_MS = 30_000
-WRITER = {"writer": True}  # execution option of a connection that will write
 
 
-def connect(url: URL) -> Engine:
-    """An engine for `url` whose SQLite connections have the settings described above."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
+def open_schema(database: Database, create: bool) -> None:
+    """Create or upgrade the tables, one process at a time.
+
+    StoreError: there are none and `create` is false, they are another program's or a newer version's, or the
+    database cannot be read.
+    """
+    try:
+        found = schema_version(database.engine)
+        if found is None and not create:
+            raise StoreError(no_store(database.name))
+        if found != SCHEMA_VERSION:
+            with database.writing("creating or upgrading the store") as connection:
+                upgrade(connection)
+    except DatabaseError as error:
+        raise StoreError(
+            f"{database.name} cannot be read as a store ({reason(error)}); {database.remedy}"
+        ) from error
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # no implicit BEGIN: `_begin_sqlite` does it
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA cache_size = -65536")  # 64 MiB
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writer = connection.get_execution_options().get("writer", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+def no_store(name: str) -> str:
+    return f"there is no store at {name}; make one with `rwkv-embed index` or check --store"
 
 
 def schema_version(engine: Engine) -> str | None:
@@ -50,37 +42,41 @@ def schema_version(engine: Engine) -> str | None:
     StoreError: it is another program's database. SQLAlchemy's DatabaseError: it cannot be read at all.
     """
     with engine.connect() as connection:
-        try:
-            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except (
-            OperationalError,
-            ProgrammingError,
-        ):  # no such table, in the words of SQLite and of PostgreSQL
-            connection.rollback()
-        tables = inspect(connection).get_table_names()
-    if tables:
-        raise StoreError(
-            f"{engine.url.database} is a database of something else (it has a table {tables[0]!r}); "
-            "give --store another directory"
-        )
-    return None
+        return _version(connection)
 
 
-def upgrade(engine: Engine) -> None:
-    """Bring the schema up to date. The check is one SELECT; Alembic is imported only when there is work."""
-    found = schema_version(engine)
+def upgrade(connection: Connection) -> None:
+    """Bring the schema up to date in the caller's transaction.
+
+    The check is one SELECT; Alembic is imported only when there is work.
+    """
+    found = _version(connection)
     if found == SCHEMA_VERSION:
         return
     if found is not None and found > SCHEMA_VERSION:
         raise StoreError(
-            f"{engine.url.database} was written by a newer version of rwkv-embed (schema {found}; this one "
-            f"knows {SCHEMA_VERSION}); upgrade rwkv-embed to open it"
+            f"{connection.engine.url.database} was written by a newer version of rwkv-embed (schema {found}; this "
+            f"one knows {SCHEMA_VERSION}); upgrade rwkv-embed to open it"
         )
     from alembic import command
 
-    with engine.connect().execution_options(**WRITER) as connection:
-        command.upgrade(alembic_config(connection), "head")
-        connection.commit()
+    command.upgrade(alembic_config(connection), "head")
+
+
+def _version(connection: Connection) -> str | None:
+    try:
+        with connection.begin_nested():  # after a failed statement PostgreSQL answers no other in a transaction
+            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except (OperationalError, ProgrammingError) as error:  # no such table, in SQLite's words and in PostgreSQL's
+        if getattr(error.orig, "sqlstate", None) == _NOT_PERMITTED:
+            raise
+    tables = inspect(connection).get_table_names()
+    if tables:
+        raise StoreError(
+            f"{connection.engine.url.database} is a database of something else (it has a table {tables[0]!r}); "
+            "give --store another place"
+        )
+    return None
 
 
 def alembic_config(connection: Connection) -> Any:

@@ -1,6 +1,7 @@
 """The SQL schema: the truth of a store. Vectors, terms and FAISS snapshots all hang off `chunks.id`.
 
-`chunks.id` is AUTOINCREMENT: it is the FAISS id and the full-text row id, and it is never used twice.
+`chunks.id` is AUTOINCREMENT (in PostgreSQL an identity): it is the FAISS id and the full-text row id, and it is
+never used twice.
 Change the schema only together with a new file in `migrations/versions`.
 """
 
@@ -13,35 +14,21 @@ from zlib import crc32
 from sqlalchemy import (
     JSON,
     BigInteger,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
     String,
     Text,
-    TypeDecorator,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from indexer.db.types import Bytewise, Id, StoredVector, UtcDateTime
+
 
 def now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time that comes back as it went in, in UTC; SQLite forgets the time zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=timezone.utc) if value is not None and value.tzinfo is None else value
-
-
-Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives AUTOINCREMENT to INTEGER only
 
 
 class Base(DeclarativeBase):
@@ -54,8 +41,8 @@ class CollectionRow(Base):
     __tablename__ = "collections"
     __table_args__ = ({"sqlite_autoincrement": True},)
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(64), unique=True)
-    model_id: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(Bytewise, unique=True)
+    model_id: Mapped[str] = mapped_column(Text)
     model_fingerprint: Mapped[str] = mapped_column(String(64))
     dim: Mapped[int] = mapped_column(Integer)
     recipe: Mapped[dict[str, Any]] = mapped_column(JSON)  # ChunkingOptions
@@ -75,19 +62,21 @@ class DocumentRow(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "external_id"),
         Index("ix_documents_collection_id_source", "collection_id", "source"),
-        Index("ix_documents_filter", "collection_id", "language", "metadata"),  # read instead of documents
+        Index(  # read instead of documents; PostgreSQL indexes no JSON
+            "ix_documents_filter", "collection_id", "language", "metadata"
+        ).ddl_if("sqlite"),
         {"sqlite_autoincrement": True},
     )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
-    external_id: Mapped[str] = mapped_column(Text)
-    uri: Mapped[str | None] = mapped_column(Text)
-    title: Mapped[str | None] = mapped_column(Text)
-    language: Mapped[str | None] = mapped_column(String(16))
+    external_id: Mapped[str] = mapped_column(Bytewise)
+    uri: Mapped[str | None] = mapped_column(Bytewise)
+    title: Mapped[str | None] = mapped_column(Bytewise)
+    language: Mapped[str | None] = mapped_column(Bytewise)
     content_hash: Mapped[str] = mapped_column(String(64))
     chars: Mapped[int] = mapped_column(Integer)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
-    source: Mapped[str | None] = mapped_column(Text)  # URI of the file; one may hold many documents
+    source: Mapped[str | None] = mapped_column(Bytewise)  # URI of the file; one may hold many documents
     source_stamp: Mapped[str | None] = mapped_column(Text)  # that file's size, mtime, run's metadata: a hint
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
@@ -112,10 +101,10 @@ class ChunkRow(Base):
     start: Mapped[int] = mapped_column(Integer)
     end: Mapped[int] = mapped_column(Integer)
     text: Mapped[str] = mapped_column(Text)
-    language: Mapped[str | None] = mapped_column(String(16))
+    language: Mapped[str | None] = mapped_column(Bytewise)
     text_hash: Mapped[str] = mapped_column(String(32))  # of what was embedded; equal: same vector
     checksum: Mapped[int] = mapped_column(BigInteger)  # `chunk_checksum`
-    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    vector: Mapped[bytes] = mapped_column(StoredVector)
 
 
 def document_checksum(fields: Sequence[Any], body: bytes) -> int:

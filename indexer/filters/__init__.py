@@ -12,8 +12,8 @@ Tests are either true or false, never unknown, so that `not` means what it says:
 - a list passes when one of its elements does; `x` alone means `x = true`, `x = null` means `not exists(x)`.
 
 JSON: {"and": [...]}, {"or": [...]}, {"not": {...}}, {"field": "year", "op": ">=", "value": 2020}; `exists`
-has no value. `text_form` and `json_form` make the same tree (`tree`); it is turned into SQL (`sql`) and evaluated
-in Python (`matching`), and a property test holds them together.
+has no value. `text_form` and `json_form` make the same tree (`tree`); it is turned into SQL (`sql`, with `sqlite`
+and `postgresql`) and evaluated in Python (`matching`), and a property test holds them together.
 """
 
 from collections.abc import Iterator

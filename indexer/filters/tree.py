@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -72,6 +72,13 @@ Filter = And | Or | Not | Exists | Compare
 def path_of(field: str) -> list[str]:
     """Where a metadata field is, from the outermost object inwards."""
     return field.removeprefix("metadata.").split(".")
+
+
+def by_type(values: Sequence[Scalar]) -> tuple[list[bool], list[int | float], list[str]]:
+    """The booleans, numbers and texts among the values; no two of different types are ever equal."""
+    booleans = [value for value in values if isinstance(value, bool)]
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return booleans, numbers, [value for value in values if isinstance(value, str)]
 
 
 def checked(field: str, op: str, value: Any, where: str) -> Filter:

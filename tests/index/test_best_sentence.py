@@ -10,6 +10,8 @@ from indexer.best_sentence import SentenceReader, raised, worth_reading
 from indexer.types import Document, SearchOptions
 from tests.index.fakes import FakeEmbedder
 
+BOTH_DATABASES = True
+
 LONG = "The harbour is deep. Ships from nine countries come here each summer. Bees sleep at night. Fog is rare."
 SHORT = "Bees are insects and honey is sweet and wax is soft."
 

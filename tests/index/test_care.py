@@ -30,7 +30,7 @@ def filled(collection):
 
 def database(store):
     store.close()
-    return closing(sqlite3.connect(store.directory / "store.sqlite3", isolation_level=None))
+    return closing(sqlite3.connect(store.database.directory / "store.sqlite3", isolation_level=None))
 
 
 def picture(store):
@@ -95,7 +95,7 @@ def test_a_sound_store_with_document_context_verifies(store):
 def test_verify_names_what_is_wrong(filled, store, embedder, sql, problem):
     with database(store) as damaged:
         damaged.execute(sql)
-    with open_store(store.directory, lambda m: embedder, pipeline=PIPELINE) as again:
+    with open_store(store.database.directory, lambda m: embedder, pipeline=PIPELINE) as again:
         report = again.verify()
     assert not report.ok
     assert any(problem in found for found in report.problems), report.problems
@@ -116,7 +116,7 @@ def test_verify_without_the_model_says_so(filled, store):
     def gone(name):
         raise FileNotFoundError(f"no model {name}")
 
-    with open_store(store.directory, gone, pipeline=PIPELINE) as again:
+    with open_store(store.database.directory, gone, pipeline=PIPELINE) as again:
         report = again.verify()
     assert report.ok
     assert report.notes == ["default: no vector was compared with a fresh one (no model fake)"]
@@ -125,7 +125,7 @@ def test_verify_without_the_model_says_so(filled, store):
 def test_verify_checks_the_snapshots(filled, store, monkeypatch):
     filled.index.save()
     assert store.verify().checked["snapshots"] == 1
-    (path,) = store.faiss_directory.glob("*.vectors")
+    (path,) = store.database.snapshots.glob("*.vectors")
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     (problem,) = store.verify().problems
     assert ".vectors does not match its checksum; nothing is lost" in problem
@@ -135,7 +135,7 @@ def test_verify_checks_the_snapshots(filled, store, monkeypatch):
 def test_a_damaged_database_is_detected_or_refused_and_never_crashes(store, collection, embedder, seed):
     collection.upsert(Document(f"d{n}", f"word{n} " * 50) for n in range(60))
     store.close()
-    path = store.directory / "store.sqlite3"
+    path = store.database.directory / "store.sqlite3"
     data = bytearray(path.read_bytes())
     rng = np.random.default_rng(seed)
     if seed % 3 == 0:
@@ -148,7 +148,7 @@ def test_a_damaged_database_is_detected_or_refused_and_never_crashes(store, coll
             data[place] ^= 1 << int(rng.integers(8))
     path.write_bytes(data)
     try:
-        with open_store(store.directory, lambda m: embedder, pipeline=PIPELINE) as again:
+        with open_store(store.database.directory, lambda m: embedder, pipeline=PIPELINE) as again:
             assert not again.verify().ok
     except StoreError as refused:
         assert "cannot be read as a store" in str(refused)
@@ -173,7 +173,7 @@ def test_compact_mends_a_damaged_snapshot(store, collection, monkeypatch):
     monkeypatch.setattr(vectors, "SNAPSHOT_ROWS", 10)
     collection.upsert(Document(f"d{n}", f"w{n}") for n in range(50))
     store.close()
-    for path in store.faiss_directory.glob("*.ids"):
+    for path in store.database.snapshots.glob("*.ids"):
         path.write_bytes(b"damaged")
     assert not store.verify().ok
     store.compact()
@@ -193,7 +193,7 @@ def test_restored_is_what_was_backed_up(filled, store, tmp_path, embedder):
         assert picture(again) == expected
         assert again.verify().problems == []
         again.collection("default").upsert([Document("c", "more")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.zip", "new", "store"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.zip", "new"]
 
 
 def test_a_backup_is_of_one_moment_while_others_write(store, collection, tmp_path, embedder):
@@ -225,7 +225,7 @@ def test_nothing_is_overwritten(filled, store, tmp_path):
     with pytest.raises(StoreError, match=r"b\.zip exists; give another name, a backup never overwrites"):
         store.backup(tmp_path / "b.zip")
     with pytest.raises(StoreError, match="store is not empty; restore into a new directory"):
-        restore(tmp_path / "b.zip", store.directory)
+        restore(tmp_path / "b.zip", store.database.directory)
     with pytest.raises(StoreError, match=r"there is no directory .*nowhere; create it"):
         store.backup(tmp_path / "nowhere" / "b.zip")
     (tmp_path / "empty").mkdir()
@@ -250,7 +250,7 @@ def test_damaged_backups_are_refused_and_leave_nothing(filled, store, tmp_path):
             refused += 1
             assert not (tmp_path / f"r{n}").exists()
         else:  # a bit that means nothing, such as a time in the archive's directory: what came out is whole
-            assert snapshots_free_copy(tmp_path / f"r{n}") == snapshots_free_copy(store.directory)
+            assert snapshots_free_copy(tmp_path / f"r{n}") == snapshots_free_copy(store.database.directory)
     assert refused >= 70
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -315,7 +315,7 @@ def test_manifests_of_another_format_are_ignored(filled, store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "FORMAT", 99)
         filled.index.save()
-        assert len(snapshots.manifests(store.faiss_directory, filled.id)) == 1
-    assert snapshots.manifests(store.faiss_directory, filled.id) == []
+        assert len(snapshots.manifests(store.database.snapshots, filled.id)) == 1
+    assert snapshots.manifests(store.database.snapshots, filled.id) == []
     store.close()
     assert len(filled.vectors) == 4

@@ -1,6 +1,8 @@
 """Files and folders: what is visited, known, resumed, missing, and what fails alone."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from indexer.db.tables import DocumentRow, JobRow
 from indexer.errors import LoaderError, StoreLocked
 from indexer.store import open_store
 from indexer.types import Document
+
+BOTH_DATABASES = True
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_a_folder_is_indexed_in_order(collection, folder):
     assert documents[2]["uri"] == (folder / "table.rows").as_uri() + "#0"
 
 
-def test_unchanged_files_are_not_even_read(store, folder, embedder):
+def test_unchanged_files_are_not_even_read(location, store, folder, embedder):
     store.create_collection("default").index_paths([folder])
     store.close()
 
@@ -50,7 +54,7 @@ def test_unchanged_files_are_not_even_read(store, folder, embedder):
 
     from dataclasses import replace
 
-    with open_store(store.directory, lambda m: embedder, pipeline=replace(PIPELINE, load=never)) as again:
+    with open_store(location, lambda m: embedder, pipeline=replace(PIPELINE, load=never)) as again:
         assert counts(again.collection("default").index_paths([folder])) == (0, 0, 5, 0, 0)
 
 
@@ -264,3 +268,34 @@ def test_a_second_run_beside_a_living_one_is_refused(collection, folder, monkeyp
         StoreLocked, match=rf"process {os.getppid()} on .* has been indexing the same paths since"
     ):
         collection.index_paths([folder])
+
+
+def test_shares_of_a_folder_are_indexed_by_processes_of_their_own(location, store, folder):
+    for n in range(40):
+        (folder / f"{n}.txt").write_text(f"text {n}")
+    script = (
+        "import sys; sys.path.insert(0, 'tests/index'); from fakes import *; from indexer import open_store\n"
+        "with open_store(sys.argv[1], lambda m: FakeEmbedder(), pipeline=PIPELINE) as s:\n"
+        "    c = s.collection_or_create('default')\n"
+        "    print(c.index_paths([sys.argv[2]], part=(int(sys.argv[3]), 3), delete_missing=True).added)"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, location, folder, str(k)], stdout=subprocess.PIPE)
+        for k in (1, 2, 3)
+    ]
+    added = [int(process.communicate()[0]) for process in running]
+    assert (sum(added), min(added) >= 5) == (45, True)
+    collection = store.collection("default")
+    assert counts(collection.index_paths([folder])) == (0, 0, 45, 0, 0)
+    assert store.verify().problems == []
+
+
+def test_a_share_forgets_only_what_was_its_own(collection, folder):
+    for n in range(20):
+        (folder / f"{n}.txt").write_text(f"text {n}")
+    collection.index_paths([folder])
+    for n in range(20):
+        (folder / f"{n}.txt").unlink()
+    deleted = [collection.index_paths([folder], part=(k, 2), delete_missing=True).deleted for k in (1, 2)]
+    assert (sum(deleted), min(deleted) >= 4) == (20, True)
+    assert collection.count() == 5

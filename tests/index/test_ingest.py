@@ -13,6 +13,8 @@ from indexer.db.tables import ChunkRow
 from indexer.errors import DocumentNotFound
 from indexer.types import ChunkingOptions, Document
 
+BOTH_DATABASES = True
+
 
 def terms(collection, word):
     with collection.session() as session:

@@ -10,6 +10,8 @@ from indexer import ann, languages
 from indexer.store import open_store
 from indexer.types import Document, SearchOptions
 
+BOTH_DATABASES = True
+
 SUBJECTS = ("bees", "bread", "water", "stars", "books")
 DENSE = SearchOptions(mode="dense", top_k=500, explain=True)
 
@@ -88,13 +90,13 @@ def test_a_collection_of_one_language_is_searched_by_cosines(collection):
 def test_it_follows_what_is_added_and_deleted(collection):
     collection.upsert(passages("de", 40))
     with collection.session() as session:
-        assert collection.index.leanings(session, collection.vectors).languages == ()
+        assert collection.index.memory.leanings(session, collection.vectors).languages == ()
     collection.upsert(passages("fr", 25))
     with collection.session() as session:
-        assert collection.index.leanings(session, collection.vectors).languages == ("de", "fr")
+        assert collection.index.memory.leanings(session, collection.vectors).languages == ("de", "fr")
     collection.delete([f"fr/{n}" for n in range(6)])
     with collection.session() as session:
-        assert collection.index.leanings(session, collection.vectors).languages == ()
+        assert collection.index.memory.leanings(session, collection.vectors).languages == ()
 
 
 def test_filters_and_an_approximate_index_rank_alike(collection, monkeypatch):

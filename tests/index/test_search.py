@@ -22,10 +22,10 @@ from indexer.store import open_store
 from indexer.types import Document, SearchOptions
 
 
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def collection(new_store, request):
     embedder = FakeEmbedder(dim=64)
-    with open_store(tmp_path_factory.mktemp("search"), lambda model_id: embedder) as store:
+    with new_store(request.param) as location, open_store(location, lambda model_id: embedder) as store:
         collection = store.create_collection("default")
         collection.upsert(
             [
@@ -97,11 +97,12 @@ METADATA = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def changing(tmp_path_factory):
-    with open_store(
-        tmp_path_factory.mktemp("changing"), lambda _: FakeEmbedder(), pipeline=PIPELINE
-    ) as store:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def changing(new_store, request):
+    with (
+        new_store(request.param) as location,
+        open_store(location, lambda _: FakeEmbedder(), pipeline=PIPELINE) as store,
+    ):
         yield store.create_collection("default")
 
 
@@ -127,6 +128,7 @@ def test_listed_filters_are_the_obvious_ones_while_documents_change(changing, me
             assert set(ids(changing.search("word", options))) == passing
 
 
+@pytest.mark.parametrize("collection", ["sqlite"], indirect=True)
 def test_filters_on_metadata_and_language_are_read_from_their_index(collection):
     condition = to_sql(parse('n >= 190 and language = "en"'), collection.store.engine.dialect)
     statement = select(DocumentRow.id).where(DocumentRow.collection_id == 1, condition)

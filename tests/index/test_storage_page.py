@@ -19,7 +19,11 @@ def test_the_example_reads_a_store_without_our_code(store, collection, embedder)
     example, _ = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
     code = f"{example}\nprint([texts[i] for i in nearest], vectors.dtype, vectors.shape)"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=store.directory, capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", code],
+        cwd=store.database.directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [

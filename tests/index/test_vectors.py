@@ -100,7 +100,7 @@ def test_blocks_are_merged_without_changing_rows(sizes):
 
 def test_another_process_sees_every_committed_change(store, collection, embedder):
     collection.upsert([Document("a", "one\ntwo"), Document("b", "three")])
-    with open_store(store.directory, lambda m: embedder, pipeline=PIPELINE) as reader:
+    with open_store(store.database.directory, lambda m: embedder, pipeline=PIPELINE) as reader:
         seen = reader.collection("default")
         query = embedder.encode_query("two")
         assert len(seen.vectors) == 3
@@ -119,7 +119,7 @@ def test_another_process_sees_every_committed_change(store, collection, embedder
 
 def test_a_reader_behind_forgotten_tombstones_compares_all_ids(store, collection, embedder):
     collection.upsert([Document(f"d{n}", f"w{n}") for n in range(20)])
-    with open_store(store.directory, lambda m: embedder, pipeline=PIPELINE) as reader:
+    with open_store(store.database.directory, lambda m: embedder, pipeline=PIPELINE) as reader:
         seen = reader.collection("default")
         assert len(seen.vectors) == 20
         collection.delete([f"d{n}" for n in range(10)])
@@ -144,12 +144,12 @@ def filled(small_snapshots, store, collection):
     collection.upsert(Document(f"d{n}", f"word{n} common") for n in range(200, 240))
     collection.delete([f"d{n}" for n in range(0, 9)])
     store.close()
-    assert [m.count for m in snapshots.manifests(store.faiss_directory, collection.id)] == [200]
+    assert [m.count for m in snapshots.manifests(store.database.snapshots, collection.id)] == [200]
     return collection
 
 
 def reopened(store, embedder=None):
-    return open_store(store.directory, lambda m: embedder or FakeEmbedder(), pipeline=PIPELINE)
+    return open_store(store.database.directory, lambda m: embedder or FakeEmbedder(), pipeline=PIPELINE)
 
 
 def all_vectors(collection):
@@ -161,7 +161,7 @@ def all_vectors(collection):
 def test_a_snapshot_and_its_replay_are_what_sql_says(filled, store, caplog):
     with reopened(store) as again:
         ids, matrix = all_vectors(again.collection("default"))
-    for path in store.faiss_directory.iterdir():
+    for path in store.database.snapshots.iterdir():
         path.unlink()
     with reopened(store) as rebuilt:
         expected_ids, expected = all_vectors(rebuilt.collection("default"))
@@ -176,7 +176,7 @@ def test_a_snapshot_and_its_replay_are_what_sql_says(filled, store, caplog):
 def test_a_damaged_snapshot_is_noticed_and_rebuilt(filled, store, caplog, suffix, damage):
     with reopened(store) as again:
         expected = all_vectors(again.collection("default"))
-    (path,) = store.faiss_directory.glob(f"*.{suffix}")
+    (path,) = store.database.snapshots.glob(f"*.{suffix}")
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     if damage == "truncate":
@@ -208,10 +208,10 @@ def test_a_snapshot_of_another_history_is_not_believed(filled, store, caplog):
 
 
 def test_a_snapshot_newer_than_the_database_is_ignored(filled, store):
-    (manifest,) = snapshots.manifests(store.faiss_directory, filled.id)
+    (manifest,) = snapshots.manifests(store.database.snapshots, filled.id)
     rows = np.zeros((3, manifest.dim), np.float16)
     ids = np.array([1, 2, 3])
-    snapshots.write_snapshot(store.faiss_directory, filled.id, 99, manifest.recipe, ids, [rows], manifest.dim)
+    snapshots.write_snapshot(store.database.snapshots, filled.id, 99, manifest.recipe, ids, [rows], manifest.dim)
     with reopened(store) as again:
         assert len(again.collection("default").vectors) == 231
 
@@ -221,7 +221,7 @@ def test_a_snapshot_of_nothing_can_be_opened(small_snapshots, store, collection)
     store.close()
     collection.delete(f"d{n}" for n in range(60))
     store.close()
-    assert [m.count for m in snapshots.manifests(store.faiss_directory, collection.id)] == [0]
+    assert [m.count for m in snapshots.manifests(store.database.snapshots, collection.id)] == [0]
     with reopened(store) as again:
         seen = again.collection("default")
         assert (len(seen.vectors), seen.search("word1"), seen.stats()["chunks"]) == (0, [], 0)
@@ -257,7 +257,7 @@ def test_a_fault_while_saving_leaves_a_sound_snapshot(filled, store, monkeypatch
                 collection.index.save()
         assert calls == nth
         assert all_vectors(collection)[0] == expected[0]
-    assert not list(store.faiss_directory.glob(".*.tmp"))
+    assert not list(store.database.snapshots.glob(".*.tmp"))
     with reopened(store) as again:
         ids, matrix = all_vectors(again.collection("default"))
     assert ids == expected[0]
@@ -413,7 +413,7 @@ def test_closing_without_waiting_gives_a_build_up(small_snapshots, store, collec
     collection.index._stop.set()
     collection.upsert(Document(f"d{n}", f"word{n}") for n in range(300))
     store.close(wait=False)
-    assert snapshots.manifests(store.faiss_directory, collection.id) == []
+    assert snapshots.manifests(store.database.snapshots, collection.id) == []
     with reopened(store) as again:
         assert again.collection("default").stats()["index"]["reason"] == (
             "ivf is due; the next write or `compact` builds it"

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.conftest import LIBRARY, Running, running
+from tests.service.conftest import LIBRARY, Running, running, wait_for
 
 
 def error(reply: httpx.Response, status: int) -> str:
@@ -307,6 +307,25 @@ def test_metrics_count_the_passages_of_documents(client: httpx.Client, mine: str
     assert embedded() == before + 3
 
 
+def test_a_store_that_is_there_later_is_opened_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    from api import service
+    from api.app import create_app
+    from api.settings import Settings
+
+    monkeypatch.setattr(service, "START_SECONDS", 0.1)
+    place = tmp_path / "store"
+    place.write_text("")
+    with TestClient(create_app(Settings(store=str(place)))) as client:
+        while "still loading" in (message := error(client.get("/ready"), 503)):
+            pass
+        assert "could not start" in message
+        place.unlink()
+        wait_for(lambda: client.get("/ready").status_code == 200)
+        assert client.get("/v1/collections").json()["data"] == []
+
+
 def test_a_store_that_cannot_be_opened_is_told_by_ready(tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
@@ -340,8 +359,8 @@ def test_head_is_get_without_a_body(client: httpx.Client) -> None:
 def test_a_store_that_others_write_to_says_when_to_come_back(tmp_path: Path) -> None:
     with running(tmp_path / "s") as server, server.client() as client:
         store = server.app.state.service.store
-        store._writer.wait_s = 0.1
-        with store.exclusive("the test"):
+        store.database._writer.wait_s = 0.1
+        with store.database.exclusive("the test"):
             reply = client.post("/v1/collections/library/documents", json={"id": "a", "text": "a"})
     assert "the test" in error(reply, 503)
     assert (reply.json()["error"]["code"], reply.headers["retry-after"]) == ("store_locked", "5")

@@ -232,7 +232,7 @@ def test_writes_that_wait_do_not_keep_searches_waiting(tmp_path: Path) -> None:
                 return client.post(f"/v1/collections/library/{path}", json=body)
 
         with ThreadPoolExecutor(4) as pool:
-            with service.store.exclusive("the test"):
+            with service.store.database.exclusive("the test"):
                 writes = [pool.submit(post, "documents", {"id": str(n), "text": "a"}) for n in range(4)]
                 wait_for(lambda: service.workers.load == 4)
                 assert len(post("search", {"query": "bees"}).json()["hits"]) == 5

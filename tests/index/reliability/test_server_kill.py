@@ -7,39 +7,20 @@ the database. The next server is started on what the last one left.
 import os
 import queue
 import random
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 
 import httpx
 import pytest
 from fakes import PIPELINE, FakeEmbedder
 
 from indexer.store import open_store
-from tests.index.reliability.watch import ENVIRONMENT, HERE, ROOT, SLACK_S, check_opened, look
+from tests.index.reliability.watch import SLACK_S, check_opened, look, server
 
 CLIENTS = 4
 MOST_BATCHES = 20  # acknowledged before a kill
 DOCUMENTS = "/v1/collections/default/documents"
-
-
-@contextmanager
-def server(store: Path):
-    """A server process, and a client for it once it is ready."""
-    command = [sys.executable, HERE / "server_process.py", store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT) as process:
-        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        try:
-            with httpx.Client(base_url=url, timeout=SLACK_S) as client:
-                while client.get("/ready").status_code != 200:
-                    time.sleep(0.05)
-                yield process, client
-        finally:
-            process.kill()
 
 
 def write(client: httpx.Client, log: int, number: int, trial: int, acknowledged: queue.Queue) -> None:

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 from fakes import PIPELINE, FakeEmbedder
 from sqlalchemy import select
@@ -40,3 +44,18 @@ def check_opened(store: Path) -> None:
             )
         fresh = embedder.encode_document([texts[id] for id in ids.tolist()])
         np.testing.assert_allclose(view.get(ids), fresh, atol=1e-3)
+
+
+@contextmanager
+def server(store: Path | str) -> Iterator[tuple[subprocess.Popen, httpx.Client]]:
+    """A server process, and a client for it once it is ready."""
+    command = [sys.executable, HERE / "server_process.py", store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT) as process:
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        try:
+            with httpx.Client(base_url=url, timeout=SLACK_S) as client:
+                while client.get("/ready").status_code != 200:
+                    time.sleep(0.05)
+                yield process, client
+        finally:
+            process.kill()

@@ -7,6 +7,7 @@ revision = "0001"
 down_revision = None
 
 ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")  # compared byte by byte, as in SQLite
 
 
 def _collection() -> sa.Column:
@@ -17,12 +18,19 @@ def _time(name: str) -> sa.Column:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=False)
 
 
+class Halfvec(sa.types.UserDefinedType):
+    def get_col_spec(self, **_: object) -> str:
+        return "halfvec"
+
+
 def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("CREATE EXTENSION IF NOT EXISTS vector")
     op.create_table(
         "collections",
         sa.Column("id", ID, primary_key=True),
-        sa.Column("name", sa.String(64), nullable=False, unique=True),
-        sa.Column("model_id", sa.String(255), nullable=False),
+        sa.Column("name", TEXT, nullable=False, unique=True),
+        sa.Column("model_id", sa.Text, nullable=False),
         sa.Column("model_fingerprint", sa.String(64), nullable=False),
         sa.Column("dim", sa.Integer, nullable=False),
         sa.Column("recipe", sa.JSON, nullable=False),
@@ -36,14 +44,14 @@ def upgrade() -> None:
         "documents",
         sa.Column("id", ID, primary_key=True),
         _collection(),
-        sa.Column("external_id", sa.Text, nullable=False),
-        sa.Column("uri", sa.Text),
-        sa.Column("title", sa.Text),
-        sa.Column("language", sa.String(16)),
+        sa.Column("external_id", TEXT, nullable=False),
+        sa.Column("uri", TEXT),
+        sa.Column("title", TEXT),
+        sa.Column("language", TEXT),
         sa.Column("content_hash", sa.String(64), nullable=False),
         sa.Column("chars", sa.Integer, nullable=False),
         sa.Column("metadata", sa.JSON, nullable=False),
-        sa.Column("source", sa.Text),
+        sa.Column("source", TEXT),
         sa.Column("source_stamp", sa.Text),
         _time("created_at"),
         _time("updated_at"),
@@ -63,12 +71,13 @@ def upgrade() -> None:
         sa.Column("start", sa.Integer, nullable=False),
         sa.Column("end", sa.Integer, nullable=False),
         sa.Column("text", sa.Text, nullable=False),
-        sa.Column("language", sa.String(16)),
+        sa.Column("language", TEXT),
         sa.Column("text_hash", sa.String(32), nullable=False),
         sa.Column("checksum", sa.BigInteger, nullable=False),
-        sa.Column("vector", sa.LargeBinary, nullable=False),
+        sa.Column("vector", sa.LargeBinary().with_variant(Halfvec(), "postgresql"), nullable=False),
         sa.UniqueConstraint("document_id", "ordinal"),
         sqlite_autoincrement=True,
+        postgresql_with={"toast_tuple_target": 8160},  # a vector stays beside its passage, in one page
     )
     op.create_index("ix_chunks_collection_id_id", "chunks", ["collection_id", "id"])
     op.create_index("ix_chunks_collection_id_text_hash", "chunks", ["collection_id", "text_hash"])

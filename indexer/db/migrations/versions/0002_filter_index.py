@@ -7,8 +7,10 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    op.create_index("ix_documents_filter", "documents", ["collection_id", "language", "metadata"])
+    if op.get_bind().dialect.name == "sqlite":  # PostgreSQL indexes no JSON
+        op.create_index("ix_documents_filter", "documents", ["collection_id", "language", "metadata"])
 
 
 def downgrade() -> None:
-    op.drop_index("ix_documents_filter", "documents")
+    if op.get_bind().dialect.name == "sqlite":
+        op.drop_index("ix_documents_filter", "documents")
