@@ -69,6 +69,8 @@ class PgView:
             if approximate:
                 session.execute(_EFFORT, values)
             rows = session.execute(self._index.statement(approximate, allowed is not None), values).all()
+            if approximate and len(rows) < k:  # until VACUUM, HNSW finds deleted vectors too, and leaves them out
+                rows = session.execute(self._index.statement(False, False), values).all()
         return np.array([row.id for row in rows], np.int64), np.array([row.score for row in rows], np.float32)
 
     def get(self, ids: Ids) -> NDArray[np.float32]:

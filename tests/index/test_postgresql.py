@@ -320,14 +320,17 @@ def test_a_large_collection_gets_an_index_that_finds_the_same(monkeypatch, opene
         assert any("using vectors_1" in line for line in plan)
     exact, scores = view.search(query, 20, exact=True)
     near, near_scores = view.search(query, 20)
-    assert len(np.intersect1d(exact, near)) >= 19
+    assert len(np.intersect1d(exact, near)) >= 18
     np.testing.assert_allclose(near_scores[:5], scores[:5], atol=1e-6)
-    assert collection.stats(recall=True)["recall@10"] > 0.95
+    assert collection.stats(recall=True)["recall@10"] > 0.9
     assert collection.stats()["bytes"]["vectors"] > 10_000
     collection.delete([f"d{n}" for n in range(0, 700, 2)])
     assert not {id for id in view.search(query, 50)[0].tolist() if id % 2 == 1} - set(
         collection.vectors.search(query, 700, exact=True)[0].tolist()
     )
+    with opened.read() as session:  # HNSW finds the deleted ones as well: what it leaves of them is not enough
+        session.execute(text("SET LOCAL enable_sort = off"))
+        assert len(collection.index.synchronised(session).search(query, 300)[0]) == 300
     opened.compact()
     assert finished(collection)["indexed"] == 350
     assert other.stats()["index"]["kind"] == "exact"
