@@ -135,6 +135,7 @@ def contents(path):
         return header, list(records)
 
 
+@pytest.mark.sqlite_only
 def test_another_program_reads_the_parquet_file(filled, tmp_path):
     """With pyarrow alone: plain columns, and vectors that are unit float32."""
     filled.export(tmp_path / "c.parquet")
@@ -151,6 +152,7 @@ def test_another_program_reads_the_parquet_file(filled, tmp_path):
     np.testing.assert_array_equal(np.array(first["vector"], np.float32), expected)
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [
@@ -199,6 +201,7 @@ def lying(document, what):
     return document
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -208,11 +211,11 @@ def lying(document, what):
         ("size", "a vector is not 32 finite float16 values"),
         ("place", "passage 0 does not match its checksum"),
         ("id", "passage 0 has an impossible place or id"),
-        ("same id", "(UNIQUE constraint failed: chunks.id|duplicate key .*chunks_pkey.); nothing was imported"),
+        ("same id", "UNIQUE constraint failed: chunks.id; nothing was imported"),
         ("uri", r"its uri is \['x'\]"),
         ("metadata", "it must be an object"),
         ("end", "it has 2 documents and should have 3; nothing was imported"),
-        ("twice", "UNIQUE constraint failed: chunks.id|duplicate key .*chunks_pkey"),
+        ("twice", "UNIQUE constraint failed: chunks.id"),
         ("language", "line 2 is not an exported document .*it does not match its checksum"),
         ("header", "its header does not match its checksum"),
     ],
@@ -234,6 +237,7 @@ def test_an_export_that_lies_is_refused_as_a_whole(filled, store, tmp_path, what
     assert store.verify().problems == []
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(("flips", "cuts"), [(8, 3), pytest.param(200, 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_to_an_export_is_noticed_or_harmless(filled, tmp_path, empty_store, name, flips, cuts):
@@ -263,6 +267,7 @@ def test_damage_to_an_export_is_noticed_or_harmless(filled, tmp_path, empty_stor
     assert min(accepted, default=cuts + 1) > cuts  # neither a cut nor zeros
 
 
+@pytest.mark.sqlite_only
 def test_the_name_or_the_option_says_the_format(filled, store, tmp_path, monkeypatch):
     with pytest.raises(
         StoreError, match=r"the name c\.txt does not say the format .* \.jsonl, \.jsonl\.gz, "

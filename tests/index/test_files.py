@@ -82,6 +82,7 @@ def test_touch_edit_rename_delete_and_copy(collection, folder, embedder):
     ]
 
 
+@pytest.mark.sqlite_only
 def test_a_bad_file_fails_alone_and_keeps_what_it_had(collection, folder):
     collection.index_paths([folder])
     (folder / "a.txt").write_bytes(b"\xff\xfe broken")
@@ -123,17 +124,20 @@ def test_two_folders_cannot_take_each_others_ids(collection, folder, tmp_path):
     assert collection.index_paths([tmp_path / "more"]).updated == 1
 
 
+@pytest.mark.sqlite_only
 def test_include_exclude_and_metadata(collection, folder):
     collection.index_paths([folder], include=["*.txt"], exclude=["sub/*"], metadata={"team": "x"})
     assert [(d["id"], d["metadata"]) for d in collection.documents()] == [("a.txt", {"team": "x"})]
 
 
+@pytest.mark.sqlite_only
 def test_a_missing_path_is_refused_before_anything_happens(collection, folder, tmp_path):
     with pytest.raises(LoaderError, match=r"nowhere: no such file or directory; nothing was indexed"):
         collection.index_paths([folder, tmp_path / "nowhere"])
     assert collection.count() == 0
 
 
+@pytest.mark.sqlite_only
 def test_a_named_file_is_relative_to_its_folder(collection, folder):
     collection.index_paths([folder / "sub" / "b.txt"])
     assert [d["id"] for d in collection.documents()] == ["b.txt"]
@@ -203,6 +207,7 @@ def test_a_folder_and_one_inside_it_hold_each_file_once(collection, folder, orde
     assert collection.get(id)["text"] == "three and more"
 
 
+@pytest.mark.sqlite_only
 def test_two_folders_of_one_run_cannot_take_each_others_ids(collection, folder, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.txt").write_text("another")
@@ -218,6 +223,7 @@ def test_two_folders_of_one_run_cannot_take_each_others_ids(collection, folder, 
         assert (collection.count(), collection.get("a.txt")["text"]) == (5, "one\ntwo")
 
 
+@pytest.mark.sqlite_only
 def test_what_may_not_be_looked_at_is_not_missing(collection, folder, monkeypatch):
     collection.index_paths([folder])
     lstat, forbidden = os.lstat, folder / "sub" / "b.txt"
@@ -235,6 +241,7 @@ def test_what_may_not_be_looked_at_is_not_missing(collection, folder, monkeypatc
     assert collection.get("sub/b.txt")["text"] == "three"
 
 
+@pytest.mark.sqlite_only
 def test_an_odd_entry_fails_alone(collection, folder):
     (folder / "circle.txt").symlink_to("circle.txt")
     report = collection.index_paths([folder])

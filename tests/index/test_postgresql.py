@@ -393,6 +393,16 @@ def test_an_index_of_a_collection_that_is_deleted_meanwhile_does_not_stay(monkey
         assert session.scalar(text("SELECT to_regclass('vectors_1')")) is None
 
 
+def test_an_export_with_an_id_twice_is_refused_in_one_sentence(opened, collection, tmp_path):
+    collection.upsert([Document("a", "one")])
+    collection.export(tmp_path / "c.jsonl")
+    header, document = (tmp_path / "c.jsonl").read_text().splitlines()
+    (tmp_path / "c.jsonl").write_text("\n".join([header, document, document, ""]))
+    with pytest.raises(StoreError, match=r'duplicate key value .*chunks_pkey"; nothing was imported$'):
+        opened.import_collection(tmp_path / "c.jsonl", "copy")
+    assert [info.name for info in opened.collections()] == ["default"]
+
+
 def test_ids_of_deleted_passages_are_not_given_again_after_an_import(opened, collection, tmp_path):
     collection.export(tmp_path / "empty.jsonl")
     collection.upsert([Document("a", "one"), Document("b", "two")])
